@@ -1,0 +1,1 @@
+"""Balancers: one way to pick among eligible targets in each file."""

@@ -1,0 +1,271 @@
+"""`Envelope`: one attempt on its way through a mailbox, with the way back for its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+from opentelemetry.context import Context
+
+from engine.attempt import NO_HEADERS, Attempt
+from engine.config import ProviderConfig
+from engine.errors import (
+    ActorCrashedError,
+    DeadlineExceededError,
+    ErrorClass,
+    GatewayError,
+    ProviderError,
+    Replay,
+    SilentError,
+)
+from engine.operations import Request, Response
+from engine.resilience.deadline import DeadlineWheel
+
+if TYPE_CHECKING:
+    from engine.streaming import ResponseStream
+
+CLEANUP_GRACE = 0.25
+"""Seconds that a cancelled call may spend on its clean-up before the caller is answered
+without it. Long enough to close a connection, short enough to fail over in time."""
+
+
+class Handling(Protocol):
+    """Whoever holds an envelope now and can be told to let go of it."""
+
+    def interrupt(self, envelope: Envelope) -> None:
+        """Stop working on the envelope, at once."""
+        ...
+
+
+class State(Enum):
+    """Where an envelope is."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    STREAMING = auto()
+    DONE = auto()
+    ABANDONED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailure:
+    """What went wrong in one attempt; kept for the answer's record.
+
+    Attributes:
+        provider: Name of the provider.
+        number: 1 for the request's first attempt.
+        error_class: The row of the retry table.
+        replay: Whether the provider may have executed it.
+        seconds: How long the attempt took.
+    """
+
+    provider: str
+    number: int
+    error_class: ErrorClass
+    replay: Replay
+    seconds: float
+
+
+class Envelope(Attempt):
+    """One attempt, or an attempt and its repeats at the same provider.
+
+    It is answered exactly once: by the worker, by the limit that it meets, or by the
+    actor that stops. Whoever comes later finds it done.
+
+    Attributes:
+        config: The provider's configuration.
+        deadline: The request's deadline, an instant of the router's clock.
+        streamed: Whether the answer is wanted as a stream.
+        repeats: How many repeats this provider may make of its own.
+        repeat_maybe_accepted: Whether a possibly executed request may be repeated.
+        prior_failure: The failure at this provider that the first call is a repeat of.
+        context: Trace context of the caller; None when nobody records.
+        queued_at: When it was offered.
+        started_at: When the running attempt began.
+        upstream_seconds: Time spent in calls so far.
+        failures: The attempts that failed.
+        reserved_tokens: What the provider's rate limit has reserved for it.
+        replied: Set when `result` or `error` is there.
+    """
+
+    __slots__ = (
+        "config",
+        "context",
+        "deadline",
+        "error",
+        "expiry",
+        "failures",
+        "handler",
+        "prior_failure",
+        "queued_at",
+        "repeat_maybe_accepted",
+        "repeats",
+        "replied",
+        "reserved_tokens",
+        "result",
+        "started_at",
+        "state",
+        "streamed",
+        "tick",
+        "upstream_seconds",
+        "wheel",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        model: str,
+        request_id: str,
+        *,
+        config: ProviderConfig,
+        wheel: DeadlineWheel,
+        deadline: float,
+        now: float,
+        number: int = 1,
+        streamed: bool = False,
+        repeats: int = 0,
+        repeat_maybe_accepted: bool = False,
+        prior_failure: GatewayError | None = None,
+        context: Context | None = None,
+        trace_headers: Mapping[str, str] = NO_HEADERS,
+    ) -> None:
+        # Written out instead of calling Attempt.__init__: this is the hot path.
+        self.request = request
+        self.model = model
+        self.request_id = request_id
+        self.number = number
+        self.timeouts = config.timeouts
+        self.trace_headers = trace_headers
+        self.tick: int | None = None
+        self.config = config
+        self.wheel = wheel
+        self.deadline = deadline
+        self.streamed = streamed
+        self.repeats = repeats
+        self.repeat_maybe_accepted = repeat_maybe_accepted
+        self.prior_failure = prior_failure
+        self.context = context
+        self.queued_at = now
+        self.started_at = now
+        self.upstream_seconds = 0.0
+        self.reserved_tokens = 0
+        self.failures: list[AttemptFailure] | None = None
+        self.state = State.WAITING
+        self.handler: Handling | None = None
+        self.expiry: GatewayError | None = None
+        self.result: Response | ResponseStream | None = None
+        self.error: BaseException | None = None
+        self.replied = anyio.Event()
+
+    # ── the way of an attempt ────────────────────────────────────────────────────
+
+    def begin(self, now: float) -> None:
+        """A call upstream starts: its first limit applies."""
+        self.state = State.RUNNING
+        self.started_at = now
+        limit = self.timeouts.first_event if self.streamed else self.timeouts.headers
+        self.wheel.move(self, min(self.deadline, now + min(limit, self.config.timeout)))
+
+    def headers_received(self) -> None:
+        """The limit for headers is met: what is left is the attempt's own."""
+        if self.state is State.RUNNING and not self.streamed and self.expiry is None:
+            self.wheel.move(self, min(self.deadline, self.started_at + self.config.timeout))
+
+    def pause(self) -> None:
+        """A backoff starts: only the deadline applies."""
+        self.wheel.move(self, self.deadline)
+
+    def failed(self, error: GatewayError, now: float) -> None:
+        """Note that the running attempt failed; the envelope is not answered by that."""
+        seconds = now - self.started_at
+        self.upstream_seconds += seconds
+        if isinstance(error, ProviderError):
+            error.provider = error.provider or self.config.name
+            failure = AttemptFailure(
+                self.config.name, self.number, error.error_class, error.replay, seconds
+            )
+            self.failures = [*(self.failures or ()), failure]
+
+    def answer(self, result: Response | ResponseStream, now: float) -> bool:
+        """Give the result to whoever asked; False if nobody waits for it any more."""
+        self.upstream_seconds += now - self.started_at
+        if self.state in _ENDED:
+            return False
+        self.result = result
+        self._end()
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with a failure, unless the envelope has its answer already."""
+        if self.state not in _ENDED:
+            self.error = error
+            self._end()
+
+    def abandon(self) -> None:
+        """Whoever asked has left: stop the work, free the room."""
+        if self.state in _ENDED:
+            return
+        self.state = State.ABANDONED
+        self.wheel.discard(self)
+        self._interrupt()
+
+    @property
+    def open(self) -> bool:
+        """Whether somebody still waits for the answer."""
+        return self.state not in _ENDED
+
+    def _end(self) -> None:
+        self.state = State.DONE
+        self.wheel.discard(self)
+        self.replied.set()
+
+    def _interrupt(self) -> None:
+        if self.handler is not None:
+            self.handler.interrupt(self)
+
+    # ── limits ───────────────────────────────────────────────────────────────────
+
+    def on_due(self, now: float) -> None:
+        """A limit has passed."""
+        if self.state in _ENDED:
+            return
+        if self.expiry is not None:
+            # Cancelled, and still not out of its clean-up: answer without it.
+            self.fail(self.expiry)
+            return
+        self.expiry = self._expired(now)
+        if self.state is State.WAITING:
+            self._interrupt()
+            self.fail(self.expiry)
+        else:
+            self.wheel.add(self, now + CLEANUP_GRACE)
+            self._interrupt()
+
+    def _expired(self, now: float) -> GatewayError:
+        if now >= self.deadline:
+            where = "in the mailbox of" if self.state is State.WAITING else "while it waited for"
+            return DeadlineExceededError(
+                f"the request's deadline passed {where} provider {self.config.name!r}"
+            )
+        awaited = "first event" if self.streamed else "answer"
+        return SilentError(
+            f"provider {self.config.name!r} gave no {awaited} within {now - self.started_at:.3g} s",
+            provider=self.config.name,
+        )
+
+    def crashed(self) -> ActorCrashedError:
+        """The error for an envelope whose actor has died."""
+        never_sent = self.state is State.WAITING
+        return ActorCrashedError(
+            f"the actor of provider {self.config.name!r} crashed "
+            + ("before" if never_sent else "while")
+            + " it served the request",
+            provider=self.config.name,
+            replay=Replay.NOT_ACCEPTED if never_sent else Replay.MAYBE_ACCEPTED,
+        )
+
+
+_ENDED = frozenset({State.DONE, State.ABANDONED})

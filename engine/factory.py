@@ -1,0 +1,122 @@
+"""`ProviderFactory`: from a configuration to a provider."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from importlib.metadata import EntryPoint, entry_points
+from typing import ClassVar
+
+from engine.config import ProviderConfig
+from engine.errors import ConfigurationError
+from engine.provider import BaseProvider
+
+ENTRY_POINT_GROUP = "inference_gateway.providers"
+
+
+class ProviderFactory:
+    """Makes providers of any known type.
+
+    Types are found by entry point (group `inference_gateway.providers`), looked up once
+    per process, or made known with `register_type`. Safe to use from any thread.
+    """
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _registered: ClassVar[dict[str, type[BaseProvider]]] = {}
+    _loaded: ClassVar[dict[str, type[BaseProvider]]] = {}
+    _entry_points: ClassVar[dict[str, EntryPoint] | None] = None
+
+    @staticmethod
+    def create_provider(config: ProviderConfig) -> BaseProvider:
+        """Make the provider that `config` describes: no I/O, no task, thread-safe.
+
+        Raises:
+            ConfigurationError: (a `ValueError`) If the type is unknown, or a setting that
+                the type needs, such as a key or a URL, is missing. Says what to do.
+        """
+        return ProviderFactory.adapter_class(config.type)(config)
+
+    @staticmethod
+    def adapter_class(type_name: str) -> type[BaseProvider]:
+        """The adapter class of a provider type.
+
+        Raises:
+            ConfigurationError: If no such type is known, or its module cannot be imported.
+        """
+        found = ProviderFactory._loaded.get(type_name)
+        return found if found is not None else ProviderFactory._load(type_name)
+
+    @staticmethod
+    def register_type(type_name: str, adapter_class: type[BaseProvider]) -> None:
+        """Make a provider type known to this process.
+
+        Raises:
+            ConfigurationError: If the name is taken, or the class is no `BaseProvider`.
+        """
+        if not (isinstance(adapter_class, type) and issubclass(adapter_class, BaseProvider)):
+            msg = f"the adapter of type {type_name!r} must be a subclass of engine.BaseProvider"
+            raise ConfigurationError(msg)
+        with ProviderFactory._lock:
+            if type_name in ProviderFactory._known():
+                msg = f"the provider type {type_name!r} is taken: choose another name"
+                raise ConfigurationError(msg)
+            ProviderFactory._registered[type_name] = adapter_class
+            ProviderFactory._loaded[type_name] = adapter_class
+
+    @staticmethod
+    def unregister_type(type_name: str) -> None:
+        """Forget a type made known by `register_type`; unknown names are ignored."""
+        with ProviderFactory._lock:
+            if ProviderFactory._registered.pop(type_name, None) is not None:
+                del ProviderFactory._loaded[type_name]
+
+    @staticmethod
+    def known_types() -> list[str]:
+        """The names of all provider types, sorted."""
+        with ProviderFactory._lock:
+            return sorted(ProviderFactory._known())
+
+    @staticmethod
+    def _known() -> set[str]:
+        return {*ProviderFactory._found(), *ProviderFactory._registered}
+
+    @staticmethod
+    def _found() -> dict[str, EntryPoint]:
+        """Entry points by name; read from the installed packages once per process."""
+        if ProviderFactory._entry_points is None:
+            found: dict[str, EntryPoint] = {}
+            for entry in entry_points(group=ENTRY_POINT_GROUP):
+                other = found.setdefault(entry.name, entry)
+                if other.value != entry.value:
+                    msg = (
+                        f"two installed packages offer the provider type {entry.name!r}: "
+                        f"{other.value} and {entry.value}; uninstall one of them"
+                    )
+                    raise ConfigurationError(msg)
+            ProviderFactory._entry_points = found
+        return ProviderFactory._entry_points
+
+    @staticmethod
+    def _load(type_name: str) -> type[BaseProvider]:
+        with ProviderFactory._lock:
+            if type_name in ProviderFactory._loaded:
+                return ProviderFactory._loaded[type_name]
+            entry = ProviderFactory._found().get(type_name)
+            if entry is None:
+                raise ConfigurationError(_unknown(type_name, sorted(ProviderFactory._known())))
+            try:
+                adapter_class = entry.load()
+            except (ImportError, AttributeError) as error:
+                msg = f"the adapter of provider type {type_name!r} cannot be loaded: {error}"
+                raise ConfigurationError(msg) from error
+            if not (isinstance(adapter_class, type) and issubclass(adapter_class, BaseProvider)):
+                msg = f"{entry.value} is no subclass of engine.BaseProvider"
+                raise ConfigurationError(msg)
+            ProviderFactory._loaded[type_name] = adapter_class
+            return adapter_class
+
+
+def _unknown(type_name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(type_name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown provider type {type_name!r}: {hint}known types are {', '.join(known)}"

@@ -1,0 +1,288 @@
+"""`RequestRun`: one request from acceptance to its outcome, over all its attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from engine.envelope import AttemptFailure, Envelope
+from engine.errors import (
+    ActorCrashedError,
+    GatewayError,
+    MailboxFullError,
+    ProviderError,
+    RejectedError,
+    Replay,
+    RouterClosedError,
+    StreamTruncatedError,
+)
+from engine.ledger import Outcome
+from engine.operations import Request, Response
+from engine.resilience.retry import may_go_elsewhere, may_repeat_here
+from engine.streaming import ResponseStream
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from engine.dispatcher import Dispatcher
+    from engine.ledger import Ledger
+    from engine.plan import Plan, Target
+    from engine.resilience.deadline import DeadlineWheel
+    from engine.telemetry import Telemetry
+
+
+class RequestRun:
+    """Finds a provider for a request, judges failures, and settles the outcome once.
+
+    Attributes:
+        request: What was asked.
+        request_id: Its id.
+        deadline: When it must have ended, an instant of the router's clock.
+        attempts: Upstream calls made so far.
+        upstream_seconds: Time spent in them.
+        failures: The attempts that failed.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_context",
+        "_dispatcher",
+        "_failed",
+        "_ledger",
+        "_plan",
+        "_repeat_maybe_accepted",
+        "_span",
+        "_streamed",
+        "_telemetry",
+        "_wheel",
+        "attempts",
+        "deadline",
+        "failures",
+        "request",
+        "request_id",
+        "upstream_seconds",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        request_id: str,
+        *,
+        plan: Plan,
+        deadline: float,
+        streamed: bool,
+        clock: Callable[[], float],
+        dispatcher: Dispatcher,
+        wheel: DeadlineWheel,
+        ledger: Ledger,
+        telemetry: Telemetry,
+        context: Context | None,
+    ) -> None:
+        self.request = request
+        self.request_id = request_id
+        self.deadline = deadline
+        self.attempts = 0
+        self.upstream_seconds = 0.0
+        self.failures: tuple[AttemptFailure, ...] = ()
+        self._plan = plan
+        self._streamed = streamed
+        self._clock = clock
+        self._dispatcher = dispatcher
+        self._wheel = wheel
+        self._ledger = ledger
+        self._telemetry = telemetry
+        self._context: Context | None = None
+        self._span: Span | None = None
+        self._failed: dict[Target, GatewayError] | None = None
+        repeat = plan.retries.repeat_maybe_accepted
+        self._repeat_maybe_accepted = repeat == "always" or (
+            repeat == "non_streaming" and not streamed
+        )
+        if telemetry.recording:
+            self._span = telemetry.start_request(request, request_id, context)
+            self._context = trace.set_span_in_context(self._span, context)
+
+    async def respond(self) -> Response:
+        """Get the whole answer.
+
+        Raises:
+            GatewayError: If nobody could serve the request in time.
+        """
+        try:
+            result = await self._first_success()
+        except BaseException as error:
+            self._settle_failure(error)
+            raise
+        assert isinstance(result, Response)
+        result.attempts = self.attempts
+        result.request_id = self.request_id
+        result.upstream_seconds = self.upstream_seconds
+        self._settle(Outcome.COMPLETED, result.provider, response=result)
+        return result
+
+    async def open_stream(self) -> ResponseStream:
+        """Get a stream that has given its first useful event; it settles when it ends.
+
+        Raises:
+            GatewayError: If nobody could serve the request in time.
+        """
+        try:
+            stream = await self._first_success()
+        except BaseException as error:
+            self._settle_failure(error)
+            raise
+        assert isinstance(stream, ResponseStream)
+        stream.attempts = self.attempts
+        stream.request_id = self.request_id
+        stream.upstream_seconds = self.upstream_seconds
+
+        def settle(outcome: Outcome, error: BaseException | None) -> None:
+            self._settle(outcome, stream.provider, error=error, stream=stream)
+
+        stream.settle_with(settle)
+        return stream
+
+    # ── attempts ─────────────────────────────────────────────────────────────────
+
+    async def _first_success(self) -> Response | ResponseStream:
+        while True:
+            target, prior_failure = self._next_target()
+            envelope = self._envelope(target, prior_failure)
+            try:
+                target.actor.offer(envelope)
+            except (MailboxFullError, RouterClosedError) as error:
+                # It was eligible a moment ago, in this very turn: only a bug gets here,
+                # and the request must not loop over it.
+                raise error from None
+            try:
+                await envelope.replied.wait()
+            except BaseException:
+                envelope.abandon()
+                self._take_stock(envelope)
+                raise
+            self._take_stock(envelope)
+            if envelope.result is not None:
+                if isinstance(envelope.result, Response):
+                    envelope.result.provider = target.actor.name
+                return envelope.result
+            self._judge(target, envelope.error)
+
+    def _next_target(self) -> tuple[Target, GatewayError | None]:
+        """Who is asked next, and the failure there that makes it a repeat.
+
+        Raises:
+            GatewayError: If there is nobody (left).
+        """
+        operation, failed = self.request.operation, self._failed
+        if failed is None:
+            target = self._dispatcher.choose(self._plan, operation)
+            if target is not None:
+                return target, None
+            raise self._dispatcher.refusal(self._plan, operation, self.request.model)
+        target = self._dispatcher.choose(self._plan, operation, excluded=failed)
+        if target is not None:
+            return target, None
+        # Everybody has failed once: those that may be asked again, after a backoff.
+        again = {
+            target: error
+            for target, error in failed.items()
+            if target.actor.config.max_retries > 0
+            and may_repeat_here(error, repeat_maybe_accepted=self._repeat_maybe_accepted)
+        }
+        target = self._dispatcher.choose(self._plan, operation, only=again) if again else None
+        if target is not None:
+            return target, again[target]
+        raise list(failed.values())[-1]
+
+    def _envelope(self, target: Target, prior_failure: GatewayError | None) -> Envelope:
+        config = target.actor.config
+        left = self._plan.retries.max_attempts - self.attempts
+        if prior_failure is not None:
+            repeats = min(config.max_retries, left)
+        elif self._plan.targets - len(self._failed or ()) > 1:
+            # Somebody else can serve: going there beats waiting here.
+            repeats = 0
+        else:
+            repeats = min(config.max_retries, left - 1)
+        return Envelope(
+            self.request,
+            target.model or self.request.model,
+            self.request_id,
+            config=config,
+            wheel=self._wheel,
+            deadline=self.deadline,
+            now=self._clock(),
+            # A repeat begins with the attempt that failed before it.
+            number=self.attempts + (prior_failure is None),
+            streamed=self._streamed,
+            repeats=repeats,
+            repeat_maybe_accepted=self._repeat_maybe_accepted,
+            prior_failure=prior_failure,
+            context=self._context,
+        )
+
+    def _take_stock(self, envelope: Envelope) -> None:
+        self.upstream_seconds += envelope.upstream_seconds
+        if envelope.failures:
+            self.failures += tuple(envelope.failures)
+        self.attempts = envelope.number
+
+    def _judge(self, target: Target, error: BaseException | None) -> None:
+        """Note a failure that allows another try, or raise it."""
+        assert error is not None
+        if isinstance(error, ActorCrashedError) and error.replay is Replay.NOT_ACCEPTED:
+            # It waited in the mailbox of an actor that died: no attempt was made.
+            self.attempts -= 1
+        out_of_attempts = self.attempts >= self._plan.retries.max_attempts
+        if (
+            out_of_attempts
+            or self._clock() >= self.deadline
+            or not isinstance(error, ProviderError)
+            or not may_go_elsewhere(error, repeat_maybe_accepted=self._repeat_maybe_accepted)
+        ):
+            raise error
+        if self._failed is None:
+            self._failed = {}
+        # The latest failure stands last: it is the one that is raised if nobody can serve.
+        self._failed.pop(target, None)
+        self._failed[target] = error
+
+    # ── the end ──────────────────────────────────────────────────────────────────
+
+    def _settle_failure(self, error: BaseException) -> None:
+        if not isinstance(error, Exception) or not isinstance(error, GatewayError):
+            # Cancelled by the caller, or something like a keyboard interrupt.
+            outcome = Outcome.CANCELLED
+        elif isinstance(error, RejectedError) and not self.attempts:
+            outcome = Outcome.REJECTED
+        elif isinstance(error, StreamTruncatedError):
+            outcome = Outcome.TRUNCATED
+        else:
+            outcome = Outcome.FAILED
+        provider = error.provider if isinstance(error, ProviderError) else None
+        self._settle(outcome, provider, error=error)
+
+    def _settle(
+        self,
+        outcome: Outcome,
+        provider: str | None,
+        *,
+        error: BaseException | None = None,
+        response: Response | None = None,
+        stream: ResponseStream | None = None,
+    ) -> None:
+        self._ledger.settle(self, outcome)
+        if self._span is not None:
+            usage = response.usage if response is not None else stream.usage if stream else None
+            self._telemetry.end_request(
+                self._span,
+                outcome=outcome.value,
+                attempts=self.attempts,
+                provider=provider,
+                error=error,
+                response=response,
+                usage=usage,
+            )
