@@ -15,42 +15,29 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 
+from engine.attempt_runner import AttemptRunner
 from engine.envelope import Envelope
 from engine.errors import (
-    AdapterError,
-    BrokenError,
-    ErrorClass,
     GatewayError,
-    OverloadedError,
-    ProviderError,
     RouterClosedError,
 )
 from engine.mailbox import Mailbox
-from engine.operations import Chunk, Operation, Response
+from engine.operations import Operation
+from engine.resilience.health import ProviderHealth
 from engine.resilience.limits import RateLimits, Unlimited
-from engine.resilience.retry import may_repeat_here, repeating
 from engine.status import ActorState, ActorStatus
-from engine.streaming import ResponseStream
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from engine.config import ProviderConfig
-    from engine.provider import BaseProvider, ChunkSource
+    from engine.provider import BaseProvider
     from engine.resilience.deadline import DeadlineWheel
     from engine.telemetry import Telemetry
 
 IDLE_WORKERS = 16
 """Workers that stay without work. A parked task costs about 3 KiB, so a thousand
 providers keep at most 48 MiB of them, and only after that much load."""
-
-HELD_CHUNKS = 64
-HELD_BYTES = 65_536
-"""What may be held back of a stream before its first useful event; more than this and
-the stream is committed as it is, for nothing may grow without bound."""
-
-CLOSE_GRACE = 1.0
-"""Seconds that closing an upstream stream may take; it usually takes none."""
 
 
 class Worker:
@@ -76,6 +63,7 @@ class ProviderActor:
         provider: The adapter.
         config: Its configuration.
         mailbox: Its queue.
+        health: What its attempts came to.
         state: What it is doing.
         restarts: How often the supervisor restarted it.
     """
@@ -88,6 +76,7 @@ class ProviderActor:
         rng: random.Random,
         wheel: DeadlineWheel,
         telemetry: Telemetry,
+        event: Callable[[], anyio.Event] = anyio.Event,
         rate_limits: RateLimits | None = None,
     ) -> None:
         self.provider = provider
@@ -95,10 +84,13 @@ class ProviderActor:
         self.mailbox: Mailbox[Envelope] = Mailbox(provider.name, provider.config.limits.queue)
         self.state = ActorState.STARTING
         self.restarts = 0
+        self.health = ProviderHealth()
+        self._runner = AttemptRunner(
+            provider, self.health, clock=clock, rng=rng, wheel=wheel, telemetry=telemetry
+        )
         self._clock = clock
-        self._rng = rng
         self._wheel = wheel
-        self._telemetry = telemetry
+        self._event = event
         self._rates = rate_limits or Unlimited()
         self._concurrency = provider.config.limits.concurrency
         self._group: TaskGroup | None = None
@@ -106,11 +98,7 @@ class ProviderActor:
         self._idle: list[Worker] = []
         self._workers = 0
         self._serving: set[Envelope] = set()
-        self._streams: set[ResponseStream] = set()
-        self._closed_until = 0.0
         self._picked = 0
-        self._completed = 0
-        self._failed: dict[ErrorClass, int] = {}
 
     @property
     def name(self) -> str:
@@ -130,7 +118,7 @@ class ProviderActor:
             return self.state.value
         if operation not in self.provider.operations:
             return "unsupported_operation"
-        if self._closed_until and self._closed_until > self._clock():
+        if self.health.closed_until and self.health.closed(self._clock()):
             return "overloaded"
         if not self._idle and self._workers >= self._concurrency and not self.mailbox.has_room:
             return "mailbox_full"
@@ -140,8 +128,9 @@ class ProviderActor:
 
     def available_in(self) -> float:
         """Seconds until it makes sense to ask again; a guess where nothing is known."""
-        if self._closed_until > (now := self._clock()):
-            return self._closed_until - now
+        now = self._clock()
+        if self.health.closed(now):
+            return self.health.closed_until - now
         return self._rates.wait_time() or 1.0
 
     def offer(self, envelope: Envelope) -> None:
@@ -175,7 +164,7 @@ class ProviderActor:
 
     def status(self, now: float, all_picks: int) -> ActorStatus:
         """A snapshot."""
-        left = self._closed_until - now
+        left = self.health.closed_until - now
         reason = None if self.state is ActorState.SERVING else self.state.value
         return ActorStatus(
             name=self.name,
@@ -189,8 +178,8 @@ class ProviderActor:
             weight=self.config.weight,
             share=self._picked / all_picks if all_picks else 0.0,
             picked=self._picked,
-            completed=self._completed,
-            failed={error_class.value: count for error_class, count in self._failed.items()},
+            completed=self.health.completed,
+            failed={kind.value: count for kind, count in self.health.failed.items()},
             restarts=self.restarts,
         )
 
@@ -279,7 +268,7 @@ class ProviderActor:
                 await anyio.lowlevel.checkpoint()
 
     async def _park(self, worker: Worker) -> None:
-        worker.wakeup = anyio.Event()
+        worker.wakeup = self._event()
         self._idle.append(worker)
         try:
             await worker.wakeup.wait()
@@ -288,21 +277,10 @@ class ProviderActor:
             if worker in self._idle:
                 self._idle.remove(worker)
 
-    # ── one envelope ─────────────────────────────────────────────────────────────
-
     async def _serve(self, envelope: Envelope) -> None:
         usage = None
         try:
-            if envelope.prior_failure is not None:
-                response = await self._repeat(envelope, envelope.prior_failure)
-            else:
-                try:
-                    response = await self._attempt(envelope)
-                except ProviderError as error:
-                    if not self._may_repeat(envelope, error):
-                        raise
-                    response = await self._repeat(envelope, error)
-            usage = response.usage if self._rates.__class__ is not Unlimited else None
+            usage = (await self._runner.run(envelope)).usage
         except GatewayError as error:
             envelope.fail(error)
         except anyio.get_cancelled_exc_class():
@@ -314,138 +292,3 @@ class ProviderActor:
             raise
         finally:
             self._rates.settle(envelope.reserved_tokens, usage)
-
-    def _may_repeat(self, envelope: Envelope, error: ProviderError) -> bool:
-        return envelope.repeats > 0 and may_repeat_here(
-            error, repeat_maybe_accepted=envelope.repeat_maybe_accepted
-        )
-
-    async def _repeat(self, envelope: Envelope, failure: GatewayError) -> Response | ResponseStream:
-        first: list[GatewayError] = [failure]
-
-        async def attempt() -> Response | ResponseStream:
-            if first:
-                raise first.pop()
-            envelope.number += 1
-            return await self._attempt(envelope)
-
-        envelope.pause()
-        return await repeating(
-            repeats=envelope.repeats,
-            deadline=envelope.deadline,
-            repeat_maybe_accepted=envelope.repeat_maybe_accepted,
-            clock=self._clock,
-            rng=self._rng,
-        )(attempt)
-
-    async def _attempt(self, envelope: Envelope) -> Response | ResponseStream:
-        """Make one call upstream, under its limits and a span."""
-        envelope.begin(self._clock())
-        span = None
-        if envelope.context is not None:
-            span, envelope.trace_headers = self._telemetry.start_attempt(
-                self.config, envelope, envelope.context
-            )
-        failure: BaseException | None = None
-        try:
-            if envelope.streamed:
-                stream = await self._stream(envelope)
-                failure = stream.failure
-                return stream
-            response = await self.provider.send(envelope)
-        except GatewayError as error:
-            failure = error
-            self._note_failure(envelope, error)
-            raise
-        except anyio.get_cancelled_exc_class():
-            failure = envelope.expiry
-            self._note_failure(envelope, envelope.expiry)
-            raise
-        except (Exception, SystemExit) as error:
-            # The one border at which whatever an adapter raises becomes an outcome.
-            failure = self._adapter_failed(error)
-            self._note_failure(envelope, failure)
-            raise failure from error
-        finally:
-            if span is not None:
-                self._telemetry.end_attempt(span, failure)
-        self._completed += 1
-        envelope.answer(response, self._clock())
-        return response
-
-    def _adapter_failed(self, error: BaseException) -> AdapterError:
-        msg = f"the adapter of provider {self.name!r} raised {type(error).__name__}"
-        return AdapterError(msg, provider=self.name)
-
-    def _note_failure(self, envelope: Envelope, error: GatewayError | None) -> None:
-        now = self._clock()
-        if error is not None:
-            envelope.failed(error, now)
-        if isinstance(error, ProviderError):
-            self._failed[error.error_class] = self._failed.get(error.error_class, 0) + 1
-        if isinstance(error, OverloadedError) and error.retry_after:
-            self._closed_until = max(self._closed_until, now + error.retry_after)
-
-    # ── streams ──────────────────────────────────────────────────────────────────
-
-    async def _stream(self, envelope: Envelope) -> ResponseStream:
-        """Open a stream, hand it over at its first useful event, and stay until it ends."""
-        source = self.provider.stream(envelope)
-        try:
-            held, ended = await self._until_commit(source)
-            if ended and not held:
-                msg = f"the stream from provider {self.name!r} ended without any event"
-                raise BrokenError(msg, provider=self.name)
-            now = self._clock()
-            stream = ResponseStream(
-                source,
-                held,
-                ended=ended,
-                provider=self.name,
-                idle=envelope.timeouts.idle,
-                deadline=envelope.deadline,
-                wheel=self._wheel,
-                clock=self._clock,
-            )
-            if not envelope.answer(stream, now):
-                stream.release()
-            self._streams.add(stream)
-            try:
-                await self._until_released(stream)
-            finally:
-                self._streams.discard(stream)
-        finally:
-            with anyio.CancelScope(shield=True) as closing:
-                closing.deadline = anyio.current_time() + CLOSE_GRACE
-                await source.aclose()
-        if stream.failure is None:
-            self._completed += 1
-        else:
-            after = ErrorClass.AFTER_COMMIT
-            self._failed[after] = self._failed.get(after, 0) + 1
-        return stream
-
-    async def _until_commit(self, source: ChunkSource) -> tuple[list[Chunk], bool]:
-        """Read up to the first chunk that commits; True if the stream ended before it."""
-        held: list[Chunk] = []
-        size = 0
-        while True:
-            try:
-                chunk = await source.__anext__()
-            except StopAsyncIteration:
-                return held, True
-            held.append(chunk)
-            size += len(chunk.data)
-            if chunk.commits or len(held) >= HELD_CHUNKS or size >= HELD_BYTES:
-                return held, False
-
-    async def _until_released(self, stream: ResponseStream) -> None:
-        try:
-            await stream.released.wait()
-        except anyio.get_cancelled_exc_class():
-            # The actor stops under the caller: let the caller's read end first, because
-            # a source must not be closed while it is read.
-            stream.cut("the gateway is closing")
-            with anyio.move_on_after(CLOSE_GRACE, shield=True):
-                await stream.released.wait()
-            raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
@@ -130,7 +130,7 @@ class Envelope(Attempt):
         repeat_maybe_accepted: bool = False,
         prior_failure: GatewayError | None = None,
         context: Context | None = None,
-        trace_headers: Mapping[str, str] = NO_HEADERS,
+        event: Callable[[], anyio.Event] = anyio.Event,
     ) -> None:
         # Written out instead of calling Attempt.__init__: this is the hot path.
         self.request = request
@@ -138,7 +138,7 @@ class Envelope(Attempt):
         self.request_id = request_id
         self.number = number
         self.timeouts = config.timeouts
-        self.trace_headers = trace_headers
+        self.trace_headers: Mapping[str, str] = NO_HEADERS
         self.tick: int | None = None
         self.config = config
         self.wheel = wheel
@@ -158,7 +158,7 @@ class Envelope(Attempt):
         self.expiry: GatewayError | None = None
         self.result: Response | ResponseStream | None = None
         self.error: BaseException | None = None
-        self.replied = anyio.Event()
+        self.replied = event()
 
     # ── the way of an attempt ────────────────────────────────────────────────────
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import anyio
 from opentelemetry import trace
 from opentelemetry.context import Context
 
+from engine.dispatcher import Dispatcher
 from engine.envelope import AttemptFailure, Envelope
 from engine.errors import (
     ActorCrashedError,
@@ -19,19 +22,37 @@ from engine.errors import (
     RouterClosedError,
     StreamTruncatedError,
 )
-from engine.ledger import Outcome
+from engine.ledger import Ledger, Outcome
 from engine.operations import Request, Response
+from engine.plan import Plan, Target
+from engine.resilience.deadline import DeadlineWheel
 from engine.resilience.retry import may_go_elsewhere, may_repeat_here
 from engine.streaming import ResponseStream
+from engine.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from engine.dispatcher import Dispatcher
-    from engine.ledger import Ledger
-    from engine.plan import Plan, Target
-    from engine.resilience.deadline import DeadlineWheel
-    from engine.telemetry import Telemetry
+
+@dataclass(frozen=True, slots=True)
+class RunningEngine:
+    """What all requests of a running router share.
+
+    Attributes:
+        clock: Monotonic seconds.
+        event: Makes an event of the running event loop.
+        dispatcher: Picks actors.
+        wheel: Watches limits.
+        ledger: Counts requests.
+        telemetry: Makes spans.
+    """
+
+    clock: Callable[[], float]
+    event: Callable[[], anyio.Event]
+    dispatcher: Dispatcher
+    wheel: DeadlineWheel
+    ledger: Ledger
+    telemetry: Telemetry
 
 
 class RequestRun:
@@ -47,17 +68,13 @@ class RequestRun:
     """
 
     __slots__ = (
-        "_clock",
         "_context",
-        "_dispatcher",
+        "_engine",
         "_failed",
-        "_ledger",
         "_plan",
         "_repeat_maybe_accepted",
         "_span",
         "_streamed",
-        "_telemetry",
-        "_wheel",
         "attempts",
         "deadline",
         "failures",
@@ -71,14 +88,11 @@ class RequestRun:
         request: Request,
         request_id: str,
         *,
+        engine: RunningEngine,
         plan: Plan,
+        now: float,
         deadline: float,
         streamed: bool,
-        clock: Callable[[], float],
-        dispatcher: Dispatcher,
-        wheel: DeadlineWheel,
-        ledger: Ledger,
-        telemetry: Telemetry,
         context: Context | None,
     ) -> None:
         self.request = request
@@ -87,13 +101,9 @@ class RequestRun:
         self.attempts = 0
         self.upstream_seconds = 0.0
         self.failures: tuple[AttemptFailure, ...] = ()
+        self._engine = engine
         self._plan = plan
         self._streamed = streamed
-        self._clock = clock
-        self._dispatcher = dispatcher
-        self._wheel = wheel
-        self._ledger = ledger
-        self._telemetry = telemetry
         self._context: Context | None = None
         self._span: Span | None = None
         self._failed: dict[Target, GatewayError] | None = None
@@ -101,8 +111,8 @@ class RequestRun:
         self._repeat_maybe_accepted = repeat == "always" or (
             repeat == "non_streaming" and not streamed
         )
-        if telemetry.recording:
-            self._span = telemetry.start_request(request, request_id, context)
+        if engine.telemetry.recording(now):
+            self._span = engine.telemetry.start_request(request, request_id, context)
             self._context = trace.set_span_in_context(self._span, context)
 
     async def respond(self) -> Response:
@@ -178,11 +188,11 @@ class RequestRun:
         """
         operation, failed = self.request.operation, self._failed
         if failed is None:
-            target = self._dispatcher.choose(self._plan, operation)
+            target = self._engine.dispatcher.choose(self._plan, operation)
             if target is not None:
                 return target, None
-            raise self._dispatcher.refusal(self._plan, operation, self.request.model)
-        target = self._dispatcher.choose(self._plan, operation, excluded=failed)
+            raise self._engine.dispatcher.refusal(self._plan, operation, self.request.model)
+        target = self._engine.dispatcher.choose(self._plan, operation, excluded=failed)
         if target is not None:
             return target, None
         # Everybody has failed once: those that may be asked again, after a backoff.
@@ -192,7 +202,9 @@ class RequestRun:
             if target.actor.config.max_retries > 0
             and may_repeat_here(error, repeat_maybe_accepted=self._repeat_maybe_accepted)
         }
-        target = self._dispatcher.choose(self._plan, operation, only=again) if again else None
+        target = (
+            self._engine.dispatcher.choose(self._plan, operation, only=again) if again else None
+        )
         if target is not None:
             return target, again[target]
         raise list(failed.values())[-1]
@@ -212,9 +224,9 @@ class RequestRun:
             target.model or self.request.model,
             self.request_id,
             config=config,
-            wheel=self._wheel,
+            wheel=self._engine.wheel,
             deadline=self.deadline,
-            now=self._clock(),
+            now=self._engine.clock(),
             # A repeat begins with the attempt that failed before it.
             number=self.attempts + (prior_failure is None),
             streamed=self._streamed,
@@ -222,6 +234,7 @@ class RequestRun:
             repeat_maybe_accepted=self._repeat_maybe_accepted,
             prior_failure=prior_failure,
             context=self._context,
+            event=self._engine.event,
         )
 
     def _take_stock(self, envelope: Envelope) -> None:
@@ -239,7 +252,7 @@ class RequestRun:
         out_of_attempts = self.attempts >= self._plan.retries.max_attempts
         if (
             out_of_attempts
-            or self._clock() >= self.deadline
+            or self._engine.clock() >= self.deadline
             or not isinstance(error, ProviderError)
             or not may_go_elsewhere(error, repeat_maybe_accepted=self._repeat_maybe_accepted)
         ):
@@ -274,10 +287,10 @@ class RequestRun:
         response: Response | None = None,
         stream: ResponseStream | None = None,
     ) -> None:
-        self._ledger.settle(self, outcome)
+        self._engine.ledger.settle(self, outcome)
         if self._span is not None:
             usage = response.usage if response is not None else stream.usage if stream else None
-            self._telemetry.end_request(
+            self._engine.telemetry.end_request(
                 self._span,
                 outcome=outcome.value,
                 attempts=self.attempts,

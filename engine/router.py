@@ -23,6 +23,7 @@ from engine.errors import (
     ModelNotFoundError,
     RouterClosedError,
 )
+from engine.event_loop import native_clock, native_event
 from engine.factory import ProviderFactory
 from engine.ledger import Ledger, Outcome
 from engine.model_catalogue import ModelCatalogue, ModelEntry
@@ -30,11 +31,11 @@ from engine.operations import ChatRequest, EmbeddingRequest, Request, Response
 from engine.plan import Plan, make_plans
 from engine.provider import BaseProvider
 from engine.registry import ProviderRegistry
-from engine.request_run import RequestRun
+from engine.request_run import RequestRun, RunningEngine
 from engine.resilience.deadline import DeadlineWheel
 from engine.resilience.limits import rate_limits
 from engine.status import ActorState, RouterStatus
-from engine.streaming import ResponseStream
+from engine.stream_opening import StreamOpening
 from engine.supervisor import Supervisor
 from engine.telemetry import Telemetry
 
@@ -100,7 +101,6 @@ class Router:
         self._actors: tuple[ProviderActor, ...] = ()
         self._plans: dict[str, Plan] = {}
         self._any_model: Plan | None = None
-        self._dispatcher = Dispatcher()
         self._ledger = Ledger()
         self._catalogue = ModelCatalogue(config, self._providers)
         # Unique for the process's life and over processes, without a draw per request.
@@ -232,17 +232,15 @@ class Router:
             self._ids += 1
             request_id = f"{self._id_prefix}{self._ids}"
         total = plan.total if timeout is None else min(timeout, plan.total)
+        now = self._clock()
         run = RequestRun(
             request,
             request_id,
+            engine=self._engine,
             plan=plan,
-            deadline=self._clock() + total,
+            now=now,
+            deadline=now + total,
             streamed=streamed,
-            clock=self._clock,
-            dispatcher=self._dispatcher,
-            wheel=self._wheel,
-            ledger=self._ledger,
-            telemetry=self._telemetry,
             context=context,
         )
         self._ledger.open(run)
@@ -292,6 +290,7 @@ class Router:
         self._entered = True
         self._clock = self._given_clock or native_clock()
         self._wheel = DeadlineWheel(self._clock)
+        self._event = native_event()
         try:
             self._actors = tuple(self._make_actor(p) for p in self._providers.values())
             await self._start_providers()
@@ -300,6 +299,14 @@ class Router:
             raise
         actors = {actor.name: actor for actor in self._actors}
         self._plans, self._any_model = make_plans(self.config, actors, self._rng)
+        self._engine = RunningEngine(
+            clock=self._clock,
+            event=self._event,
+            dispatcher=Dispatcher(),
+            wheel=self._wheel,
+            ledger=self._ledger,
+            telemetry=self._telemetry,
+        )
         supervisor = Supervisor(self._actors, clock=self._clock, rng=self._rng)
         self._group = await anyio.create_task_group().__aenter__()
         self._group.start_soon(self._wheel.run)
@@ -345,6 +352,7 @@ class Router:
             rng=self._rng,
             wheel=self._wheel,
             telemetry=self._telemetry,
+            event=self._event,
             rate_limits=rate_limits(provider.name, limits, self._clock),
         )
 
@@ -382,36 +390,3 @@ class Router:
         return (
             f"Router({len(self._providers)} providers, {self._ledger.in_flight} in flight, {state})"
         )
-
-
-class StreamOpening:
-    """What `Router.stream` returns: entering it opens the stream, leaving it closes it."""
-
-    __slots__ = ("_accept", "_stream")
-
-    def __init__(self, accept: Callable[[], RequestRun]) -> None:
-        self._accept = accept
-        self._stream: ResponseStream | None = None
-
-    async def __aenter__(self) -> ResponseStream:
-        self._stream = await self._accept().open_stream()
-        return self._stream
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._stream is not None:
-            self._stream.release()
-
-
-def native_clock() -> Callable[[], float]:
-    """The running event loop's own monotonic clock.
-
-    It is the clock of `anyio.current_time`, without the 1 µs that finding the event loop
-    costs each time. Trio's token has no clock, so there it is `anyio.current_time` itself.
-    """
-    loop_time = getattr(anyio.lowlevel.current_token().native_token, "time", None)
-    return loop_time if callable(loop_time) else anyio.current_time

@@ -52,12 +52,23 @@ class Telemetry:
     def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
         self._provider = tracer_provider
         self._tracer = trace.get_tracer(INSTRUMENTATION, tracer_provider=tracer_provider)
+        self._recording = False
+        self._look_again_at = float("-inf")
 
-    @property
-    def recording(self) -> bool:
-        """Whether anybody records spans."""
-        provider = self._provider or trace.get_tracer_provider()
-        return not isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+    def recording(self, now: float) -> bool:
+        """Whether anybody records spans; an SDK installed later is noticed within a second.
+
+        Args:
+            now: The current instant. Asking OpenTelemetry costs 3 µs, so it is not done
+                for each request.
+        """
+        if now >= self._look_again_at:
+            provider = self._provider or trace.get_tracer_provider()
+            self._recording = not isinstance(
+                provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
+            )
+            self._look_again_at = now + 1.0
+        return self._recording
 
     def start_request(self, request: Request, request_id: str, context: Context | None) -> Span:
         """Start the span of a request: `chat gpt-5-mini`."""

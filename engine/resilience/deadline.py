@@ -81,7 +81,6 @@ class DeadlineWheel:
         """Watch the wheel until cancelled."""
         while True:
             self._sooner = anyio.Event()
-            self._drop_empty_buckets()
             if not self._ticks:
                 self._sleeping_until = None
                 await self._sooner.wait()
@@ -96,13 +95,9 @@ class DeadlineWheel:
                 await anyio.lowlevel.checkpoint()
             self._fire(self._clock())
 
-    def _drop_empty_buckets(self) -> None:
-        while self._ticks and not self._buckets[self._ticks[0]]:
-            del self._buckets[heapq.heappop(self._ticks)]
-
     def _fire(self, now: float) -> None:
-        # The sum of many ticks is not exact in floating point: half a tick of tolerance
-        # keeps an entry from being looked at once too early and once more after.
+        # The product of tick and count is not exact in floating point: a millionth of a
+        # tick of tolerance keeps a wake-up in time from finding nothing due.
         reached = int(now / TICK + 1e-6)
         while self._ticks and self._ticks[0] <= reached:
             bucket = self._buckets.pop(heapq.heappop(self._ticks))
@@ -110,3 +105,7 @@ class DeadlineWheel:
                 item.tick = None
             for item in bucket:
                 item.on_due(now)
+        # Only here, and not whenever a bucket runs empty: a caller that asks one thing
+        # after the other would otherwise wake this task with every request.
+        while self._ticks and not self._buckets[self._ticks[0]]:
+            del self._buckets[heapq.heappop(self._ticks)]

@@ -1,0 +1,198 @@
+"""`AttemptRunner`: makes the calls of one provider, each under its limits and a span."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+
+from engine.envelope import Envelope
+from engine.errors import AdapterError, BrokenError, GatewayError, ProviderError
+from engine.operations import Chunk, Response
+from engine.resilience.health import ProviderHealth
+from engine.resilience.retry import may_repeat_here, repeating
+from engine.streaming import ResponseStream
+
+if TYPE_CHECKING:
+    from engine.provider import BaseProvider, ChunkSource
+    from engine.resilience.deadline import DeadlineWheel
+    from engine.telemetry import Telemetry
+
+HELD_CHUNKS = 64
+HELD_BYTES = 65_536
+"""What may be held back of a stream before its first useful event; more than this and
+the stream is committed as it is, for nothing may grow without bound."""
+
+CLOSE_GRACE = 1.0
+"""Seconds that closing an upstream stream may take; it usually takes none."""
+
+
+class AttemptRunner:
+    """Runs attempts at one provider, and their repeats where nobody else can serve.
+
+    Args:
+        provider: The adapter.
+        health: Told how each attempt went.
+        clock: The router's clock.
+        rng: Source of the jitter between repeats.
+        wheel: Watches the limits.
+        telemetry: Makes the spans.
+    """
+
+    def __init__(
+        self,
+        provider: BaseProvider,
+        health: ProviderHealth,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random,
+        wheel: DeadlineWheel,
+        telemetry: Telemetry,
+    ) -> None:
+        self._provider = provider
+        self._health = health
+        self._clock = clock
+        self._rng = rng
+        self._wheel = wheel
+        self._telemetry = telemetry
+
+    async def run(self, envelope: Envelope) -> Response | ResponseStream:
+        """Serve an envelope; it is answered as soon as there is an answer.
+
+        Raises:
+            GatewayError: The failure of the last attempt.
+        """
+        if envelope.prior_failure is not None:
+            return await self._repeat(envelope, envelope.prior_failure)
+        try:
+            return await self._attempt(envelope)
+        except ProviderError as error:
+            if envelope.repeats > 0 and may_repeat_here(
+                error, repeat_maybe_accepted=envelope.repeat_maybe_accepted
+            ):
+                return await self._repeat(envelope, error)
+            raise
+
+    async def _repeat(self, envelope: Envelope, failure: GatewayError) -> Response | ResponseStream:
+        first: list[GatewayError] = [failure]
+
+        async def attempt() -> Response | ResponseStream:
+            if first:
+                raise first.pop()
+            envelope.number += 1
+            return await self._attempt(envelope)
+
+        envelope.pause()
+        return await repeating(
+            repeats=envelope.repeats,
+            deadline=envelope.deadline,
+            repeat_maybe_accepted=envelope.repeat_maybe_accepted,
+            clock=self._clock,
+            rng=self._rng,
+        )(attempt)
+
+    async def _attempt(self, envelope: Envelope) -> Response | ResponseStream:
+        """Make one call upstream, under its limits and a span."""
+        envelope.begin(self._clock())
+        span = None
+        if envelope.context is not None:
+            span, envelope.trace_headers = self._telemetry.start_attempt(
+                self._provider.config, envelope, envelope.context
+            )
+        failure: BaseException | None = None
+        try:
+            if envelope.streamed:
+                stream = await self._stream(envelope)
+                failure = stream.failure
+                return stream
+            response = await self._provider.send(envelope)
+        except GatewayError as error:
+            failure = error
+            self._note_failure(envelope, error)
+            raise
+        except anyio.get_cancelled_exc_class():
+            failure = envelope.expiry
+            self._note_failure(envelope, envelope.expiry)
+            raise
+        except (Exception, SystemExit) as error:
+            # The one border at which whatever an adapter raises becomes an outcome.
+            failure = self._adapter_failed(error)
+            self._note_failure(envelope, failure)
+            raise failure from error
+        finally:
+            if span is not None:
+                self._telemetry.end_attempt(span, failure)
+        self._health.note_success()
+        envelope.answer(response, self._clock())
+        return response
+
+    def _adapter_failed(self, error: BaseException) -> AdapterError:
+        msg = f"the adapter of provider {self._provider.name!r} raised {type(error).__name__}"
+        return AdapterError(msg, provider=self._provider.name)
+
+    def _note_failure(self, envelope: Envelope, error: GatewayError | None) -> None:
+        now = self._clock()
+        if error is not None:
+            envelope.failed(error, now)
+            self._health.note_failure(error, now)
+
+    # ── streams ──────────────────────────────────────────────────────────────────
+
+    async def _stream(self, envelope: Envelope) -> ResponseStream:
+        """Open a stream, hand it over at its first useful event, and stay until it ends."""
+        source = self._provider.stream(envelope)
+        try:
+            held, ended = await self._until_commit(source)
+            if ended and not held:
+                msg = f"the stream from provider {self._provider.name!r} ended without any event"
+                raise BrokenError(msg, provider=self._provider.name)
+            now = self._clock()
+            stream = ResponseStream(
+                source,
+                held,
+                ended=ended,
+                provider=self._provider.name,
+                idle=envelope.timeouts.idle,
+                deadline=envelope.deadline,
+                wheel=self._wheel,
+                clock=self._clock,
+            )
+            if not envelope.answer(stream, now):
+                stream.release()
+            await self._until_released(stream)
+        finally:
+            with anyio.CancelScope(shield=True) as closing:
+                closing.deadline = anyio.current_time() + CLOSE_GRACE
+                await source.aclose()
+        if stream.failure is None:
+            self._health.note_success()
+        else:
+            self._health.note_failure(stream.failure, self._clock())
+        return stream
+
+    async def _until_commit(self, source: ChunkSource) -> tuple[list[Chunk], bool]:
+        """Read up to the first chunk that commits; True if the stream ended before it."""
+        held: list[Chunk] = []
+        size = 0
+        while True:
+            try:
+                chunk = await source.__anext__()
+            except StopAsyncIteration:
+                return held, True
+            held.append(chunk)
+            size += len(chunk.data)
+            if chunk.commits or len(held) >= HELD_CHUNKS or size >= HELD_BYTES:
+                return held, False
+
+    async def _until_released(self, stream: ResponseStream) -> None:
+        try:
+            await stream.released.wait()
+        except anyio.get_cancelled_exc_class():
+            # The actor stops under the caller: let the caller's read end first, because
+            # a source must not be closed while it is read.
+            stream.cut("the gateway is closing")
+            with anyio.move_on_after(CLOSE_GRACE, shield=True):
+                await stream.released.wait()
+            raise
