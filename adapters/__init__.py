@@ -1,0 +1,1 @@
+"""Everything that touches the world: providers, transports, the HTTP front door, the CLI."""
