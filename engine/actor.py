@@ -19,10 +19,12 @@ from engine.attempt_runner import AttemptRunner
 from engine.envelope import Envelope
 from engine.errors import (
     GatewayError,
+    ProviderError,
+    Replay,
     RouterClosedError,
 )
 from engine.mailbox import Mailbox
-from engine.operations import Operation
+from engine.operations import Operation, Usage
 from engine.resilience.health import ProviderHealth
 from engine.resilience.limits import RateLimits, Unlimited
 from engine.status import ActorState, ActorStatus
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 IDLE_WORKERS = 16
 """Workers that stay without work. A parked task costs about 3 KiB, so a thousand
 providers keep at most 48 MiB of them, and only after that much load."""
+
+
+NOTHING_USED = Usage()
 
 
 class Worker:
@@ -278,10 +283,12 @@ class ProviderActor:
                 self._idle.remove(worker)
 
     async def _serve(self, envelope: Envelope) -> None:
-        usage = None
+        usage: Usage | None = None
         try:
             usage = (await self._runner.run(envelope)).usage
         except GatewayError as error:
+            if isinstance(error, ProviderError) and error.replay is Replay.NOT_ACCEPTED:
+                usage = NOTHING_USED
             envelope.fail(error)
         except anyio.get_cancelled_exc_class():
             # The limit that passed, the caller who left, or the actor that stops.

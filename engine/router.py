@@ -307,10 +307,10 @@ class Router:
             ledger=self._ledger,
             telemetry=self._telemetry,
         )
-        supervisor = Supervisor(self._actors, clock=self._clock, rng=self._rng)
+        self._supervisor = Supervisor(self._actors, clock=self._clock, rng=self._rng)
         self._group = await anyio.create_task_group().__aenter__()
         self._group.start_soon(self._wheel.run)
-        self._group.start_soon(supervisor.run)
+        self._group.start_soon(self._supervisor.run)
         while any(actor.state is ActorState.STARTING for actor in self._actors):
             await anyio.lowlevel.checkpoint()
         self._accepting = True
@@ -335,6 +335,8 @@ class Router:
     ) -> None:
         self._accepting = False
         assert self._group is not None
+        # First the reason, then the cancellation: whoever is answered by it is told why.
+        self._supervisor.stop()
         self._group.cancel_scope.cancel()
         try:
             await self._group.__aexit__(None, None, None)
