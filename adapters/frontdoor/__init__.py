@@ -1,0 +1,1 @@
+"""Inbound HTTP: the ASGI application and the server that runs it."""

@@ -1,0 +1,159 @@
+"""The gateway as an ASGI application: `create_app` gives a Starlette application.
+
+```python
+app = create_app(config)
+run_server(app, listener=listener, settings=app.settings, draining=app.draining)
+```
+
+It runs under any ASGI server, and can be mounted in another application; there, whoever
+mounts it enters the router that it was given. The request border and the framing gate
+stand around it in any case: `adapters.frontdoor.server` puts them there, and under
+another server the application does so itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.routing import Router as RouteTable
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from adapters.frontdoor.access import AccessControl
+from adapters.frontdoor.body_limits import ExchangeLimits
+from adapters.frontdoor.border import exchange_of
+from adapters.frontdoor.drain import Draining
+from adapters.frontdoor.routes import ALWAYS_SERVED, MODELS_PREFIX, UnknownRoute, make_routes
+from adapters.frontdoor.served_request import FrontDesk, RecordSink
+from adapters.frontdoor.server import ServerSettings, guarded
+from adapters.frontdoor.server_span import ServerSpans
+from engine.config import GatewayConfig, ServerConfig
+from engine.router import Router
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+
+class GatewayApp(Starlette):
+    """The gateway's Starlette application; made by `create_app`.
+
+    Attributes:
+        engine: The router that serves the requests; entered and left by the lifespan.
+        settings: How the server has to behave, as the configuration says.
+        draining: Whether the server is going away; the server moves it, readiness reads it.
+    """
+
+    def __init__(self, desk: FrontDesk, settings: ServerSettings) -> None:
+        super().__init__()
+        self.engine = desk.router
+        self.settings = settings
+        self.draining = desk.draining
+        self.router = RouteTable(
+            make_routes(desk),
+            redirect_slashes=False,
+            default=UnknownRoute(desk),
+            lifespan=lambda _app: RouterLifespan(self.engine),
+        )
+        self._guarded = guarded(super().__call__, settings=settings, draining=self.draining)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Put added middleware around the routes; these answer all their errors themselves."""
+        # Not `self.router` itself: that would only call this, at the cost of one more hop.
+        app: ASGIApp = self.router.app
+        for middleware, args, kwargs in reversed(self.user_middleware):
+            app = middleware(app, *args, **kwargs)
+        return app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope, behind border and gate whoever the server is."""
+        if scope["type"] == "lifespan" or _is_guarded(scope):
+            await super().__call__(scope, receive, send)
+        else:
+            await self._guarded(scope, receive, send)
+
+
+class RouterLifespan:
+    """Enters and leaves the router in the lifespan's own task; a failure is the app's failure."""
+
+    __slots__ = ("_router",)
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def __aenter__(self) -> None:
+        await self._router.__aenter__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._router.__aexit__(exc_type, exc, traceback)
+
+
+def create_app(
+    config: GatewayConfig,
+    *,
+    router: Router | None = None,
+    request_log: RecordSink | None = None,
+    tracer_provider: TracerProvider | None = None,
+    draining: Draining | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    environment: Mapping[str, str] | None = None,
+) -> GatewayApp:
+    """Make the gateway's application. No I/O; the engine starts with the lifespan.
+
+    Args:
+        config: The configuration.
+        router: The engine to use; None makes one from `config`.
+        request_log: Takes one record for each request; None keeps none.
+        tracer_provider: Where spans go; None takes the process's provider.
+        draining: Shared with the server; None makes one.
+        clock: Monotonic seconds, for durations.
+        environment: Where the API keys are read from, now and never again; None takes the
+            process's own.
+
+    Raises:
+        ConfigurationError: If a provider cannot be made as configured, or a variable that
+            is to hold API keys is missing or empty.
+    """
+    access = AccessControl(config.server, os.environ if environment is None else environment)
+    draining = Draining() if draining is None else draining
+    draining.always_served |= ALWAYS_SERVED
+    if router is None:
+        router = Router.from_config(config, tracer_provider=tracer_provider)
+    desk = FrontDesk(
+        router,
+        access=access,
+        spans=ServerSpans(tracer_provider),
+        request_log=request_log,
+        draining=draining,
+        clock=clock,
+    )
+    return GatewayApp(desk, server_settings(config.server))
+
+
+def server_settings(config: ServerConfig) -> ServerSettings:
+    """How the server has to behave, as the configuration says.
+
+    Args:
+        config: The part of the configuration that speaks of the server.
+    """
+    return ServerSettings(
+        drain_seconds=config.drain,
+        limits=ExchangeLimits(body_bytes=config.max_body_bytes),
+        encoded_slash_below=(MODELS_PREFIX.encode(),),
+    )
+
+
+def _is_guarded(scope: Scope) -> bool:
+    try:
+        exchange_of(scope)
+    except RuntimeError:
+        return False
+    return True
