@@ -102,7 +102,6 @@ class ProviderActor:
         self._context = contextvars.Context()
         self._idle: list[Worker] = []
         self._workers = 0
-        self._serving: set[Envelope] = set()
         self._picked = 0
 
     @property
@@ -113,17 +112,22 @@ class ProviderActor:
     @property
     def in_flight(self) -> int:
         """Attempts that run, streams included."""
-        return len(self._serving)
+        return self._workers - len(self._idle)
 
     # ── what others may ask ──────────────────────────────────────────────────────
 
-    def unavailable(self, operation: Operation) -> str | None:
-        """Why this actor cannot take a request of that kind now, or None if it can."""
+    def unavailable(self, operation: Operation, *, despite_pause: bool = False) -> str | None:
+        """Why this actor cannot take a request of that kind now, or None if it can.
+
+        Args:
+            operation: What is asked.
+            despite_pause: Whether the caller will wait out a pause that the provider asked for.
+        """
         if self.state is not ActorState.SERVING:
             return self.state.value
         if operation not in self.provider.operations:
             return "unsupported_operation"
-        if self.health.closed_until and self.health.closed(self._clock()):
+        if self.health.closed_until and not despite_pause and self.health.closed(self._clock()):
             return "overloaded"
         if not self._idle and self._workers >= self._concurrency and not self.mailbox.has_room:
             return "mailbox_full"
@@ -165,7 +169,8 @@ class ProviderActor:
 
     def interrupt(self, envelope: Envelope) -> None:
         """Take an envelope that waits out of the mailbox."""
-        self.mailbox.withdraw(envelope)
+        if self.mailbox.withdraw(envelope):
+            self._rates.settle(envelope.reserved_tokens, NOTHING_USED)
 
     def status(self, now: float, all_picks: int) -> ActorStatus:
         """A snapshot."""
@@ -176,7 +181,7 @@ class ProviderActor:
             type=self.config.type,
             state=self.state,
             mailbox=self.mailbox.status(now),
-            in_flight=len(self._serving),
+            in_flight=self.in_flight,
             workers=self._workers,
             ejected_until=left if left > 0 else None,
             reason="overloaded" if left > 0 else reason,
@@ -221,6 +226,7 @@ class ProviderActor:
         self.state = state
         self._group = None
         for envelope in self.mailbox.clear():
+            self._rates.settle(envelope.reserved_tokens, NOTHING_USED)
             envelope.fail(self._gone(envelope))
 
     def _gone(self, envelope: Envelope) -> GatewayError:
@@ -262,11 +268,9 @@ class ProviderActor:
             worker.envelope = envelope
             envelope.handler = worker
             if envelope.open:
-                self._serving.add(envelope)
-                try:
-                    await self._serve(envelope)
-                finally:
-                    self._serving.discard(envelope)
+                await self._serve(envelope)
+            else:
+                self._rates.settle(envelope.reserved_tokens, NOTHING_USED)
             worker.envelope = None
             if worker.scope.cancel_called:
                 # The limit came in the same turn as the answer: take a fresh scope.

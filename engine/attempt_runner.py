@@ -81,7 +81,6 @@ class AttemptRunner:
         async def attempt() -> Response | ResponseStream:
             if first:
                 raise first.pop()
-            envelope.number += 1
             return await self._attempt(envelope)
 
         envelope.pause()
@@ -95,7 +94,11 @@ class AttemptRunner:
 
     async def _attempt(self, envelope: Envelope) -> Response | ResponseStream:
         """Make one call upstream, under its limits and a span."""
-        envelope.begin(self._clock())
+        now = self._clock()
+        if now >= envelope.deadline:
+            # The wheel notices it up to a tick later, and nothing may be sent by then.
+            raise envelope.expired(now)
+        envelope.begin(now)
         span = None
         if envelope.context is not None:
             span, envelope.trace_headers = self._telemetry.start_attempt(
@@ -107,7 +110,7 @@ class AttemptRunner:
                 stream = await self._stream(envelope)
                 failure = stream.failure
                 return stream
-            response = await self._provider.send(envelope)
+            response = _checked(await self._provider.send(envelope))
         except GatewayError as error:
             failure = error
             self._note_failure(envelope, error)
@@ -196,3 +199,11 @@ class AttemptRunner:
             with anyio.move_on_after(CLOSE_GRACE, shield=True):
                 await stream.released.wait()
             raise
+
+
+def _checked(response: Response) -> Response:
+    """Refuse what is no answer here, where it is still an attempt's failure."""
+    if not isinstance(response, Response):
+        msg = "send() must return a Response"
+        raise TypeError(msg)
+    return response

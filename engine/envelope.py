@@ -31,6 +31,10 @@ CLEANUP_GRACE = 0.25
 """Seconds that a cancelled call may spend on its clean-up before the caller is answered
 without it. Long enough to close a connection, short enough to fail over in time."""
 
+LAST_GRACE = 0.05
+"""The same at the request's deadline: with a tick before it and one after it, the caller
+hears within the 100 ms that we promise."""
+
 
 class Handling(Protocol):
     """Whoever holds an envelope now and can be told to let go of it."""
@@ -76,6 +80,7 @@ class Envelope(Attempt):
     actor that stops. Whoever comes later finds it done.
 
     Attributes:
+        number: Attempts of the request that have begun, the running one included.
         config: The provider's configuration.
         deadline: The request's deadline, an instant of the router's clock.
         streamed: Whether the answer is wanted as a stream.
@@ -124,7 +129,7 @@ class Envelope(Attempt):
         wheel: DeadlineWheel,
         deadline: float,
         now: float,
-        number: int = 1,
+        number: int = 0,
         streamed: bool = False,
         repeats: int = 0,
         repeat_maybe_accepted: bool = False,
@@ -165,6 +170,7 @@ class Envelope(Attempt):
     def begin(self, now: float) -> None:
         """A call upstream starts: its first limit applies."""
         self.state = State.RUNNING
+        self.number += 1
         self.started_at = now
         limit = self.timeouts.first_event if self.streamed else self.timeouts.headers
         self.wheel.move(self, min(self.deadline, now + min(limit, self.config.timeout)))
@@ -236,15 +242,17 @@ class Envelope(Attempt):
             # Cancelled, and still not out of its clean-up: answer without it.
             self.fail(self.expiry)
             return
-        self.expiry = self._expired(now)
+        self.expiry = self.expired(now)
         if self.state is State.WAITING:
             self._interrupt()
             self.fail(self.expiry)
         else:
-            self.wheel.add(self, now + CLEANUP_GRACE)
+            last = max(now, self.deadline) + LAST_GRACE
+            self.wheel.add(self, min(now + CLEANUP_GRACE, last))
             self._interrupt()
 
-    def _expired(self, now: float) -> GatewayError:
+    def expired(self, now: float) -> GatewayError:
+        """The error for a limit that has passed: the deadline, or the attempt's own."""
         if now >= self.deadline:
             where = "in the mailbox of" if self.state is State.WAITING else "while it waited for"
             return DeadlineExceededError(

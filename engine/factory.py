@@ -21,7 +21,8 @@ class ProviderFactory:
     per process, or made known with `register_type`. Safe to use from any thread.
     """
 
-    _lock: ClassVar[threading.Lock] = threading.Lock()
+    # Reentrant: an adapter's module may register further types while it is imported.
+    _lock: ClassVar[threading.RLock] = threading.RLock()
     _registered: ClassVar[dict[str, type[BaseProvider]]] = {}
     _loaded: ClassVar[dict[str, type[BaseProvider]]] = {}
     _entry_points: ClassVar[dict[str, EntryPoint] | None] = None
@@ -69,6 +70,13 @@ class ProviderFactory:
         with ProviderFactory._lock:
             if ProviderFactory._registered.pop(type_name, None) is not None:
                 del ProviderFactory._loaded[type_name]
+
+    @staticmethod
+    def forget_entry_points() -> None:
+        """Look for installed types anew at the next call: a package was just installed."""
+        with ProviderFactory._lock:
+            ProviderFactory._entry_points = None
+            ProviderFactory._loaded = dict(ProviderFactory._registered)
 
     @staticmethod
     def known_types() -> list[str]:

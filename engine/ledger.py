@@ -71,7 +71,8 @@ class Ledger:
     async def wait_empty(self) -> None:
         """Wait until nothing is in flight."""
         while self._open:
-            self._empty = anyio.Event()
+            if self._empty is None or self._empty.is_set():
+                self._empty = anyio.Event()
             await self._empty.wait()
 
     def status(self) -> LedgerStatus:

@@ -285,8 +285,13 @@ class Chunk:
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens so far, on the chunks that say so."""
-        return Usage.from_body(self.body)
+        """Tokens so far, on the chunks that say so.
+
+        Raises:
+            ValueError: If the data is not JSON.
+        """
+        body = self.body
+        return Usage.from_body(body) if isinstance(body, dict) else None
 
     def __repr__(self) -> str:
         return f"Chunk({len(self.data)} bytes, commits={self.commits})"

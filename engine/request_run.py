@@ -13,12 +13,10 @@ from opentelemetry.context import Context
 from engine.dispatcher import Dispatcher
 from engine.envelope import AttemptFailure, Envelope
 from engine.errors import (
-    ActorCrashedError,
     GatewayError,
     MailboxFullError,
     ProviderError,
     RejectedError,
-    Replay,
     RouterClosedError,
     StreamTruncatedError,
 )
@@ -53,6 +51,19 @@ class RunningEngine:
     wheel: DeadlineWheel
     ledger: Ledger
     telemetry: Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFailure:
+    """What a request has met at one target so far.
+
+    Attributes:
+        error: The latest failure there.
+        calls: Upstream calls made there.
+    """
+
+    error: ProviderError
+    calls: int
 
 
 class RequestRun:
@@ -106,7 +117,7 @@ class RequestRun:
         self._streamed = streamed
         self._context: Context | None = None
         self._span: Span | None = None
-        self._failed: dict[Target, GatewayError] | None = None
+        self._failed: dict[Target, TargetFailure] | None = None
         repeat = plan.retries.repeat_maybe_accepted
         self._repeat_maybe_accepted = repeat == "always" or (
             repeat == "non_streaming" and not streamed
@@ -159,8 +170,8 @@ class RequestRun:
 
     async def _first_success(self) -> Response | ResponseStream:
         while True:
-            target, prior_failure = self._next_target()
-            envelope = self._envelope(target, prior_failure)
+            target, prior = self._next_target()
+            envelope = self._envelope(target, prior)
             try:
                 target.actor.offer(envelope)
             except (MailboxFullError, RouterClosedError) as error:
@@ -171,16 +182,20 @@ class RequestRun:
                 await envelope.replied.wait()
             except BaseException:
                 envelope.abandon()
+                if isinstance(envelope.result, ResponseStream):
+                    # It came in the very turn in which the caller left.
+                    envelope.result.release()
                 self._take_stock(envelope)
                 raise
+            calls = envelope.number - self.attempts
             self._take_stock(envelope)
             if envelope.result is not None:
                 if isinstance(envelope.result, Response):
                     envelope.result.provider = target.actor.name
                 return envelope.result
-            self._judge(target, envelope.error)
+            self._judge(target, envelope.error, prior, calls)
 
-    def _next_target(self) -> tuple[Target, GatewayError | None]:
+    def _next_target(self) -> tuple[Target, TargetFailure | None]:
         """Who is asked next, and the failure there that makes it a repeat.
 
         Raises:
@@ -196,24 +211,29 @@ class RequestRun:
         if target is not None:
             return target, None
         # Everybody has failed once: those that may be asked again, after a backoff.
-        again = {
-            target: error
-            for target, error in failed.items()
-            if target.actor.config.max_retries > 0
-            and may_repeat_here(error, repeat_maybe_accepted=self._repeat_maybe_accepted)
-        }
-        target = (
-            self._engine.dispatcher.choose(self._plan, operation, only=again) if again else None
-        )
-        if target is not None:
-            return target, again[target]
-        raise list(failed.values())[-1]
+        again = [target for target, failure in failed.items() if self._may_repeat(target, failure)]
+        if again:
+            target = self._engine.dispatcher.choose(self._plan, operation, only=again)
+            if target is None:
+                # They have asked for a pause: the repeat waits for the one that ends first.
+                paused = (
+                    t for t in again if not t.actor.unavailable(operation, despite_pause=True)
+                )
+                target = min(paused, key=lambda t: t.actor.available_in(), default=None)
+            if target is not None:
+                return target, failed[target]
+        raise list(failed.values())[-1].error
 
-    def _envelope(self, target: Target, prior_failure: GatewayError | None) -> Envelope:
+    def _may_repeat(self, target: Target, failure: TargetFailure) -> bool:
+        return failure.calls <= target.actor.config.max_retries and may_repeat_here(
+            failure.error, repeat_maybe_accepted=self._repeat_maybe_accepted
+        )
+
+    def _envelope(self, target: Target, prior: TargetFailure | None) -> Envelope:
         config = target.actor.config
         left = self._plan.retries.max_attempts - self.attempts
-        if prior_failure is not None:
-            repeats = min(config.max_retries, left)
+        if prior is not None:
+            repeats = min(config.max_retries + 1 - prior.calls, left)
         elif self._plan.targets - len(self._failed or ()) > 1:
             # Somebody else can serve: going there beats waiting here.
             repeats = 0
@@ -227,12 +247,11 @@ class RequestRun:
             wheel=self._engine.wheel,
             deadline=self.deadline,
             now=self._engine.clock(),
-            # A repeat begins with the attempt that failed before it.
-            number=self.attempts + (prior_failure is None),
+            number=self.attempts,
             streamed=self._streamed,
             repeats=repeats,
             repeat_maybe_accepted=self._repeat_maybe_accepted,
-            prior_failure=prior_failure,
+            prior_failure=None if prior is None else prior.error,
             context=self._context,
             event=self._engine.event,
         )
@@ -243,12 +262,15 @@ class RequestRun:
             self.failures += tuple(envelope.failures)
         self.attempts = envelope.number
 
-    def _judge(self, target: Target, error: BaseException | None) -> None:
+    def _judge(
+        self,
+        target: Target,
+        error: BaseException | None,
+        prior: TargetFailure | None,
+        calls: int,
+    ) -> None:
         """Note a failure that allows another try, or raise it."""
         assert error is not None
-        if isinstance(error, ActorCrashedError) and error.replay is Replay.NOT_ACCEPTED:
-            # It waited in the mailbox of an actor that died: no attempt was made.
-            self.attempts -= 1
         out_of_attempts = self.attempts >= self._plan.retries.max_attempts
         if (
             out_of_attempts
@@ -259,9 +281,13 @@ class RequestRun:
             raise error
         if self._failed is None:
             self._failed = {}
+        if prior is not None:
+            # A repeat that made no call found its pause too long for the deadline, and so
+            # would the next one.
+            calls = prior.calls + calls if calls else target.actor.config.max_retries + 1
         # The latest failure stands last: it is the one that is raised if nobody can serve.
         self._failed.pop(target, None)
-        self._failed[target] = error
+        self._failed[target] = TargetFailure(error, calls)
 
     # ── the end ──────────────────────────────────────────────────────────────────
 

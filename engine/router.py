@@ -311,8 +311,13 @@ class Router:
         self._group = await anyio.create_task_group().__aenter__()
         self._group.start_soon(self._wheel.run)
         self._group.start_soon(self._supervisor.run)
-        while any(actor.state is ActorState.STARTING for actor in self._actors):
-            await anyio.lowlevel.checkpoint()
+        try:
+            while any(actor.state is ActorState.STARTING for actor in self._actors):
+                await anyio.lowlevel.checkpoint()
+        except BaseException as error:
+            # Cancelled while it is entered: nobody else would leave it.
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         self._accepting = True
         return self
 

@@ -110,8 +110,15 @@ class ResponseStream:
             chunk = await self._read()
         # Only the few chunks that speak of usage are worth parsing.
         if b'"usage"' in chunk.data:
-            self.usage = chunk.usage or self.usage
+            self._note_usage(chunk)
         return chunk
+
+    def _note_usage(self, chunk: Chunk) -> None:
+        try:
+            self.usage = chunk.usage or self.usage
+        except (ValueError, RecursionError):
+            # Not ours to judge: the chunk goes on as it came, and its usage is not known.
+            return
 
     async def _read(self) -> Chunk:
         scope = self._scope = anyio.CancelScope()

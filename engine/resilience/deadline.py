@@ -99,10 +99,15 @@ class DeadlineWheel:
         # The product of tick and count is not exact in floating point: a millionth of a
         # tick of tolerance keeps a wake-up in time from finding nothing due.
         reached = int(now / TICK + 1e-6)
+        due = []
         while self._ticks and self._ticks[0] <= reached:
-            bucket = self._buckets.pop(heapq.heappop(self._ticks))
+            due.append(self._buckets.pop(heapq.heappop(self._ticks)))
+        # Taken off before any is called: an item may file itself again, under this very
+        # tick too, and must then wait for the next turn, or this loop would never end.
+        for bucket in due:
             for item in bucket:
                 item.tick = None
+        for bucket in due:
             for item in bucket:
                 item.on_due(now)
         # Only here, and not whenever a bucket runs empty: a caller that asks one thing
