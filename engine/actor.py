@@ -8,6 +8,7 @@ are made when needed, up to the provider's concurrency, and a few stay for the n
 from __future__ import annotations
 
 import contextvars
+import math
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -43,6 +44,11 @@ providers keep at most 48 MiB of them, and only after that much load."""
 
 
 NOTHING_USED = Usage()
+
+
+def _cancelled_from_outside() -> bool:
+    """Whether a scope around this task is cancelled; False when an adapter made it up."""
+    return anyio.current_effective_deadline() == -math.inf
 
 
 class Worker:
@@ -230,7 +236,9 @@ class ProviderActor:
             envelope.fail(self._gone(envelope))
 
     def _gone(self, envelope: Envelope) -> GatewayError:
-        if self.state is ActorState.STOPPED:
+        if self.state is ActorState.STOPPED or (
+            self.state is ActorState.SERVING and _cancelled_from_outside()
+        ):
             return RouterClosedError("the router was closed while the request was under way")
         return envelope.crashed()
 
@@ -252,6 +260,12 @@ class ProviderActor:
                 # An attempt was cut off: the scope is spent, the worker is not.
                 worker.scope = anyio.CancelScope()
                 worker.envelope = None
+        except BaseException:
+            if self.state is ActorState.SERVING and not _cancelled_from_outside():
+                # At once, and not when the supervisor hears of it: whoever is answered now
+                # must not be sent back into a group of tasks that is ending.
+                self.stop(ActorState.RESTARTING)
+            raise
         finally:
             self._workers -= 1
             if worker.envelope is not None:

@@ -124,6 +124,9 @@ class AttemptRunner:
             failure = self._adapter_failed(error)
             self._note_failure(envelope, failure)
             raise failure from error
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             if span is not None:
                 self._telemetry.end_attempt(span, failure)

@@ -195,7 +195,7 @@ class ProviderError(GatewayError):
         provider: Name of the provider, or None where it is not known yet.
         upstream_status: HTTP status that the provider answered, or None.
         retry_after: Seconds that the provider asked to wait, or None.
-        body: The provider's `error` object as it came, or None.
+        body: The provider's `error` object, scrubbed of keys and addresses, or None.
     """
 
     status = 502

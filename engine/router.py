@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import secrets
@@ -30,6 +29,7 @@ from engine.model_catalogue import ModelCatalogue, ModelEntry
 from engine.operations import ChatRequest, EmbeddingRequest, Request, Response
 from engine.plan import Plan, make_plans
 from engine.provider import BaseProvider
+from engine.provider_lifetime import close_providers, start_providers
 from engine.registry import ProviderRegistry
 from engine.request_run import RequestRun, RunningEngine
 from engine.resilience.deadline import DeadlineWheel
@@ -44,10 +44,8 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import TracerProvider
 
-logger = logging.getLogger("engine.router")
-
 CLOSE_GRACE = 5.0
-"""Seconds that each step of closing may take before it is left behind."""
+"""Seconds that callers have to take their answers when the router closes."""
 
 
 class Router:
@@ -109,6 +107,7 @@ class Router:
         self._group: TaskGroup | None = None
         self._accepting = False
         self._entered = False
+        self._seen = 0.0
 
     @classmethod
     def from_config(cls, config: GatewayConfig | Mapping[str, Any], **options: Any) -> Self:
@@ -232,7 +231,7 @@ class Router:
             self._ids += 1
             request_id = f"{self._id_prefix}{self._ids}"
         total = plan.total if timeout is None else min(timeout, plan.total)
-        now = self._clock()
+        now = self._seen = self._clock()
         run = RequestRun(
             request,
             request_id,
@@ -267,7 +266,7 @@ class Router:
 
     def status(self) -> RouterStatus:
         """A snapshot of everything: requests in and out, and each actor's state."""
-        now = self._clock() if self._entered else 0.0
+        now = self._now()
         picks = sum(actor.picked for actor in self._actors)
         return RouterStatus(
             ready=self.ready,
@@ -275,6 +274,16 @@ class Router:
             actors=tuple(actor.status(now, picks) for actor in self._actors),
             seed=self._seed,
         )
+
+    def _now(self) -> float:
+        """The current instant, or the latest known one in a foreign thread."""
+        if self._entered:
+            try:
+                self._seen = self._clock()
+            except RuntimeError:
+                # Trio tells the time in its own thread only; metrics are read in another.
+                return self._seen
+        return self._seen
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -293,9 +302,9 @@ class Router:
         self._event = native_event()
         try:
             self._actors = tuple(self._make_actor(p) for p in self._providers.values())
-            await self._start_providers()
+            await start_providers(self._own)
         except BaseException:
-            await self._close_providers()
+            await close_providers(self._own)
             raise
         actors = {actor.name: actor for actor in self._actors}
         self._plans, self._any_model = make_plans(self.config, actors, self._rng)
@@ -349,7 +358,7 @@ class Router:
             # Callers in other tasks have their answers; let them take them.
             with anyio.move_on_after(CLOSE_GRACE, shield=True):
                 await self._ledger.wait_empty()
-            await self._close_providers()
+            await close_providers(self._own)
 
     def _make_actor(self, provider: BaseProvider) -> ProviderActor:
         limits = provider.config.limits
@@ -362,35 +371,6 @@ class Router:
             event=self._event,
             rate_limits=rate_limits(provider.name, limits, self._clock),
         )
-
-    async def _start_providers(self) -> None:
-        # Most have nothing to start, and ten thousand tasks for that would cost a second.
-        slow = [p for p in self._own if type(p).start is not BaseProvider.start]
-        failures: list[Exception] = []
-
-        async def start(provider: BaseProvider) -> None:
-            try:
-                await provider.start()
-            except Exception as error:  # noqa: BLE001 - raised below, without a group around it
-                failures.append(error)
-
-        async with anyio.create_task_group() as group:
-            for provider in slow:
-                group.start_soon(start, provider)
-        if failures:
-            raise failures[0]
-
-    async def _close_providers(self) -> None:
-        for provider in self._own:
-            if type(provider).aclose is BaseProvider.aclose:
-                continue
-            with anyio.move_on_after(CLOSE_GRACE, shield=True):
-                try:
-                    await provider.aclose()
-                except Exception as error:  # noqa: BLE001 - one that cannot close must not keep the rest open
-                    logger.warning(
-                        "provider %s failed to close: %s", provider.name, type(error).__name__
-                    )
 
     def __repr__(self) -> str:
         state = "open" if self._accepting else "closed"

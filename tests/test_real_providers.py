@@ -287,7 +287,7 @@ class TestProviderFactory:
         ProviderFactory.forget_entry_points()
         with pytest.raises(ConfigurationError, match=words):
             ProviderFactory.create_provider(config("echo_installed"))
-        assert ProviderFactory.create_provider(config("mock"))
+        assert ProviderFactory.create_provider(config("mock")).name == "my-mock"
 
     async def test_providers_share_what_is_costly(self) -> None:
         """Two configurations have one transport: its TLS context, connections and tasks."""

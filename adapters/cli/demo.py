@@ -70,7 +70,8 @@ class Demo:
             click.echo("serving on; Ctrl-C ends it", err=True)
 
     def _ask(self, url: str) -> str:
-        body = {"model": "demo", "messages": [{"role": "user", "content": QUESTION}]}
+        question = {"role": "user", "content": QUESTION}
+        body = {"model": "demo", "messages": [question], "temperature": 0}
         with httpx.Client(trust_env=False, timeout=ANSWER_WITHIN) as client:
             response = client.post(f"{url}/v1/chat/completions", json=body)
         response.raise_for_status()

@@ -80,4 +80,4 @@ def _fields(adapter: type[BaseProvider]) -> tuple[str, ...]:
 
 
 def _options(known: ProviderType) -> str:
-    return ", ".join(known.options) or "-"
+    return "\n".join(known.options) or "-"

@@ -57,12 +57,22 @@ def run_gateway(config: GatewayConfig, on_started: Callable[[str], None] | None 
     with listener:
         try:
             return _serve(config, listener, announce)
-        except ConfigurationError as error:
-            raise Failure(error.message) from None
-        except StartupError as error:
-            cause = error.__cause__
-            words = cause.message if isinstance(cause, GatewayError) else str(error)
-            raise Failure(words) from None
+        except (ConfigurationError, StartupError, ExceptionGroup) as error:
+            if (words := _startup_words(error)) is None:
+                raise
+        raise Failure(words)
+
+
+def _startup_words(error: Exception) -> str | None:
+    """What kept the gateway from starting, if that is what an exception says."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        # Task groups of the server may stand around it.
+        error = error.exceptions[0]
+    if isinstance(error, StartupError) and isinstance(error.__cause__, GatewayError):
+        return error.__cause__.message
+    if isinstance(error, ConfigurationError):
+        return error.message
+    return str(error) if isinstance(error, StartupError) else None
 
 
 def _serve(config: GatewayConfig, listener: socket.socket, announce: Callable[[], None]) -> int:

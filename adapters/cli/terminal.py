@@ -16,10 +16,15 @@ def for_terminal(text: str) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows to stdout; aligned columns without lines when nobody looks at a terminal."""
+    """Print rows to stdout; aligned columns without lines when nobody looks at a terminal.
+
+    Lines within a cell stand below each other on a terminal, and behind each other in text
+    for pipes, which has one line for each row.
+    """
     if sys.stdout.isatty():
         _print_rich_table(columns, rows)
         return
+    rows = [[", ".join(cell.splitlines()) for cell in row] for row in rows]
     widths = [
         max(len(line[index]) for line in (columns, *rows)) for index in range(len(columns) - 1)
     ]

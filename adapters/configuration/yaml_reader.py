@@ -64,8 +64,7 @@ def read_yaml(text: str, findings: Findings) -> tuple[Any, dict[KeyPath, Positio
         for event in yaml.parse(text, Loader=_LOADER):
             reader.take(event)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise UnreadableError(_words(error.problem), _position(mark) if mark else None) from None
+        raise UnreadableError(*_syntax_error(error, text)) from None
     except yaml.reader.ReaderError as error:
         at = error.position if isinstance(error.position, int) else 0
         line = text.count("\n", 0, at) + 1
@@ -74,8 +73,19 @@ def read_yaml(text: str, findings: Findings) -> tuple[Any, dict[KeyPath, Positio
     return reader.data, reader.positions
 
 
-def _words(problem: str | None) -> str:
-    problem = problem or "it cannot be parsed"
+def _syntax_error(error: yaml.MarkedYAMLError, text: str) -> tuple[str, Position | None]:
+    words = _words(error.problem or "it cannot be parsed")
+    mark, begin = error.problem_mark or error.context_mark, error.context_mark
+    if mark is None:
+        return words, None
+    # What is never closed is noticed behind the last line.
+    line = min(mark.line + 1, text.rstrip().count("\n") + 1)
+    if begin is not None and begin.line + 1 < line:
+        words += f", {error.context} that begins in line {begin.line + 1}"
+    return words, Position(line, mark.column + 1)
+
+
+def _words(problem: str) -> str:
     if "tag handle" in problem:
         return "not YAML: it uses a tag that is not defined; tags (`!…`) are not supported"
     if "'\\t'" in problem or "cannot start any token" in problem:

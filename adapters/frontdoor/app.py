@@ -33,8 +33,10 @@ from adapters.frontdoor.server import ServerSettings, guarded
 from adapters.frontdoor.server_span import ServerSpans
 from engine.config import GatewayConfig, ServerConfig
 from engine.router import Router
+from engine.telemetry import observe_router
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
 
@@ -47,7 +49,9 @@ class GatewayApp(Starlette):
         draining: Whether the server is going away; the server moves it, readiness reads it.
     """
 
-    def __init__(self, desk: FrontDesk, settings: ServerSettings) -> None:
+    def __init__(
+        self, desk: FrontDesk, settings: ServerSettings, *, meter_provider: MeterProvider | None
+    ) -> None:
         super().__init__()
         self.engine = desk.router
         self.settings = settings
@@ -56,7 +60,7 @@ class GatewayApp(Starlette):
             make_routes(desk),
             redirect_slashes=False,
             default=UnknownRoute(desk),
-            lifespan=lambda _app: RouterLifespan(self.engine),
+            lifespan=lambda _app: RouterLifespan(self.engine, meter_provider),
         )
         self._guarded = guarded(super().__call__, settings=settings, draining=self.draining)
 
@@ -77,15 +81,22 @@ class GatewayApp(Starlette):
 
 
 class RouterLifespan:
-    """Enters and leaves the router in the lifespan's own task; a failure is the app's failure."""
+    """Enters and leaves the router in the lifespan's own task; a failure is the app's failure.
 
-    __slots__ = ("_router",)
+    Args:
+        router: The engine.
+        meter_provider: Where its counters go; None takes the process's provider.
+    """
 
-    def __init__(self, router: Router) -> None:
+    __slots__ = ("_meter_provider", "_router")
+
+    def __init__(self, router: Router, meter_provider: MeterProvider | None) -> None:
         self._router = router
+        self._meter_provider = meter_provider
 
     async def __aenter__(self) -> None:
         await self._router.__aenter__()
+        observe_router(self._router.status, self._meter_provider)
 
     async def __aexit__(
         self,
@@ -102,6 +113,7 @@ def create_app(
     router: Router | None = None,
     request_log: RecordSink | None = None,
     tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
     draining: Draining | None = None,
     clock: Callable[[], float] = time.perf_counter,
     environment: Mapping[str, str] | None = None,
@@ -113,6 +125,7 @@ def create_app(
         router: The engine to use; None makes one from `config`.
         request_log: Takes one record for each request; None keeps none.
         tracer_provider: Where spans go; None takes the process's provider.
+        meter_provider: Where the engine's counters go; None takes the process's provider.
         draining: Shared with the server; None makes one.
         clock: Monotonic seconds, for durations.
         environment: Where the API keys are read from, now and never again; None takes the
@@ -135,7 +148,7 @@ def create_app(
         draining=draining,
         clock=clock,
     )
-    return GatewayApp(desk, server_settings(config.server))
+    return GatewayApp(desk, server_settings(config.server), meter_provider=meter_provider)
 
 
 def server_settings(config: ServerConfig) -> ServerSettings:

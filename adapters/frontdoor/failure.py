@@ -91,6 +91,7 @@ def failure_of(error: Exception, request_id: str) -> Failure:
             "invalid_request_error",
             error.message,
             code=error.code,
+            hopeless=_cannot_help(error.status),
             outcome=Outcome.REJECTED,
             kind=error.code,
         )
@@ -129,7 +130,11 @@ def _wait(error: GatewayError) -> float | None:
 def _is_hopeless(error: GatewayError) -> bool:
     if isinstance(error, (DeadlineExceededError, MisconfiguredError)):
         return True
-    return error.status < _SERVER_ERROR and error.status not in _REPEATED_BY_CLIENTS
+    return _cannot_help(error.status)
+
+
+def _cannot_help(status: int) -> bool:
+    return status < _SERVER_ERROR and status not in _REPEATED_BY_CLIENTS
 
 
 def _outcome(error: GatewayError) -> Outcome:

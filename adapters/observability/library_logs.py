@@ -7,13 +7,12 @@ would stop the gateway.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from typing import Literal, TextIO
 
 from adapters.observability.line_writer import LineWriter
-from adapters.observability.logs import instant, visible
+from adapters.observability.logs import encode_json, instant, visible
 
 CAPACITY = 1_000
 MAX_MESSAGE = 1_000
@@ -65,7 +64,7 @@ class LibraryLogHandler(logging.Handler):
                 "logger": record.name,
                 "message": message,
             }
-            return json.dumps(shown, separators=(",", ":")) + "\n"
+            return encode_json(shown) + "\n"
         return f"{when[11:23]} {record.levelname.lower()} {record.name}: {visible(message)}\n"
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal, TextIO
 
 from adapters.observability.line_writer import CAPACITY, LineWriter
@@ -47,6 +48,9 @@ class RequestRecord:
     stream: bool | None = None
     error_code: str | None = None
 
+
+# Kept, because `json.dumps` makes an encoder for each call with separators.
+encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 _FIELDS = tuple(field.name for field in fields(RequestRecord))
 _Entry = tuple[int, RequestRecord]
@@ -117,7 +121,7 @@ def json_line(time_ns: int, record: RequestRecord) -> str:
             shown[name] = round(value, 3)
         elif value is not None:
             shown[name] = value
-    return json.dumps(shown, separators=(",", ":")) + "\n"
+    return encode_json(shown) + "\n"
 
 
 def pretty_line(time_ns: int, record: RequestRecord) -> str:
@@ -161,12 +165,17 @@ _CONTROLS = {number: f"\\x{number:02x}" for number in (*range(32), 127)}
 def instant(time_ns: int) -> str:
     """The moment in UTC as RFC 3339 with milliseconds; `time_ns` counts from 1970."""
     seconds, rest = divmod(time_ns, 1_000_000_000)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest // 1_000_000:03d}Z"
+    return f"{_second(seconds)}.{rest // 1_000_000:03d}Z"
+
+
+@lru_cache(maxsize=8)
+def _second(seconds: int) -> str:
+    """The second as text; a busy server writes hundreds of lines in each."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _lost_line(count: int, time_ns: int, form: str) -> str:
     if form == "json":
         lost = {"time": instant(time_ns), "event": "log_lines_dropped", "count": count}
-        return json.dumps(lost, separators=(",", ":")) + "\n"
+        return encode_json(lost) + "\n"
     return f"{instant(time_ns)[11:23]} {count} log lines were dropped\n"

@@ -1,0 +1,1 @@
+"""Outbound: what speaks each provider type's API."""

@@ -47,6 +47,9 @@ _MAX_ERROR_BYTES: Final = 65_536
 _ERROR_BODY_SECONDS: Final = 2.0
 _MAX_LISTED_MODELS: Final = 10_000
 
+# What llama.cpp's server calls itself; one behind a proxy may hide its name.
+_LLAMACPP_NAMES: Final = (None, "", "llama.cpp")
+
 _JSON: Final = "application/json"
 _EVENT_STREAM: Final = "text/event-stream"
 
@@ -58,6 +61,9 @@ class HttpAdapter(BaseProvider):
         default_base_url: Used when the configuration names none; None makes it compulsory.
         default_key_env: Environment variable of the key when the configuration names none.
         key_required: Whether the API is of no use without a key.
+        may_be_llamacpp: Whether the server may be llama.cpp's, which closes a connection after
+            a stream without announcing it: the next call on it would be lost. Streams ask
+            for the close until an answer shows that it is another server.
         paths: Where each operation lives under the base URL.
         options: The validated `options` of the configuration.
         base_url: Where the API is, without a slash at its end.
@@ -67,6 +73,7 @@ class HttpAdapter(BaseProvider):
     default_base_url: ClassVar[str | None] = None
     default_key_env: ClassVar[str | None] = None
     key_required: ClassVar[bool] = False
+    may_be_llamacpp: ClassVar[bool] = False
     paths: ClassVar[Mapping[Operation, str]] = {
         Operation.CHAT: "/chat/completions",
         Operation.COMPLETIONS: "/completions",
@@ -94,6 +101,7 @@ class HttpAdapter(BaseProvider):
         self._reporter = Reporter(config.name, key)
         self._transport = transport
         self._lease: TransportLease | None = None
+        self._close_streams = self.may_be_llamacpp
         # Built at first use: most of ten thousand providers may never be called.
         self._prepared: dict[tuple[str, str], tuple[httpx.URL, httpx.Headers]] = {}
 
@@ -158,6 +166,10 @@ class HttpAdapter(BaseProvider):
         found = [entry.get("id") for entry in listed[:_MAX_LISTED_MODELS] if type(entry) is dict]
         return [name for name in found if isinstance(name, str)]
 
+    async def start(self) -> None:
+        """Load the HTTP client now, so that the first request need not wait for it."""
+        assert self.transport is not None
+
     async def aclose(self) -> None:
         """Give the shared transport back."""
         lease, self._lease = self._lease, None
@@ -186,11 +198,15 @@ class HttpAdapter(BaseProvider):
         )
         message.headers["content-length"] = str(len(body))
         message.headers["x-request-id"] = plain_id(attempt.request_id)
+        if self._close_streams and accept is _EVENT_STREAM:
+            message.headers["connection"] = "close"
         for name, value in attempt.trace_headers.items():
             if is_trace_header(name, value):
                 message.headers[name] = value
         response = await self._hand_over(message)
         attempt.headers_received()
+        if self._close_streams:
+            self._close_streams = response.headers.get("server") in _LLAMACPP_NAMES
         return AnswerReader(response, self._reporter)
 
     async def _hand_over(self, request: httpx.Request) -> httpx.Response:

@@ -61,6 +61,7 @@ class LlamaCppAdapter(HttpAdapter):
     """
 
     Options: ClassVar[type[BaseModel]] = LlamaCppOptions
+    may_be_llamacpp: ClassVar[bool] = True
 
     def __init__(
         self, config: ProviderConfig, *, transport: httpx.AsyncBaseTransport | None = None
@@ -88,6 +89,7 @@ class LlamaCppAdapter(HttpAdapter):
                 not installed, or the file is no model that llama.cpp can load.
         """
         self._closed = False
+        await super().start()
         await self._start_server()
 
     async def aclose(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from adapters.providers.http import HttpAdapter
 
 
@@ -10,3 +12,5 @@ class OpenAICompatibleAdapter(HttpAdapter):
 
     A key is sent only if `api_key_env` names an environment variable that holds one.
     """
+
+    may_be_llamacpp: ClassVar[bool] = True

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientResponse
 
-# Message framing is written by the transport, from the body that it really sends.
-_FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
+# Message framing is written by the transport, from the body that it really sends. An expectation
+# would make aiohttp wait for a go-ahead that no limit covers.
+_FRAMING: Final = frozenset({"content-length", "expect", "transfer-encoding"})
 # A token, as RFC 9110 section 5.6.2 has it.
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HTTP_1_0: Final = b"HTTP/1.0"

@@ -3,7 +3,7 @@
 import asyncio  # aiohttp runs on asyncio alone
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import aiohttp
@@ -11,7 +11,9 @@ import anyio
 import httpx
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientRequest
 from aiohttp.helpers import _EXC_SENTINEL
+from multidict import CIMultiDict
 from yarl import URL
 
 from adapters.transports.aiohttp_failures import FOREIGN, BodyStalledError, not_sent
@@ -19,7 +21,7 @@ from adapters.transports.limits import KEEPALIVE_SECONDS
 from adapters.transports.request_body import BODY_SLICE_BYTES
 
 if TYPE_CHECKING:
-    from aiohttp.client_reqrep import ClientRequest, ConnectionKey
+    from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
@@ -29,7 +31,8 @@ MAX_HEADERS: Final = 256  # providers send about thirty
 # Twice this much may wait unread in memory before the socket is no longer read.
 READ_BUFFER_BYTES: Final = 64 * _KIB
 _CLOSING_SECONDS: Final = 1.0
-_AUTOMATIC_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+# What aiohttp would still add of itself while it writes the body.
+_AUTOMATIC_HEADERS: Final[CIMultiDict[None]] = CIMultiDict({"Content-Type": None})
 
 
 class ClosableBody(Protocol):
@@ -69,6 +72,17 @@ class SlicedBody(aiohttp.Payload):
                     await writer.write(content[start : start + BODY_SLICE_BYTES])
         except TimeoutError:
             raise BodyStalledError from None
+
+
+class BareRequest(ClientRequest):
+    """A request with no header that nobody set."""
+
+    def update_auto_headers(
+        self,
+        skip_auto_headers: Iterable[str] | None,  # noqa: ARG002  # aiohttp's signature
+    ) -> None:
+        """Add none; aiohttp's own way to add none costs 5 µs a request."""
+        self._skip_auto_headers = _AUTOMATIC_HEADERS
 
 
 class NoCookies(aiohttp.DummyCookieJar):
@@ -180,7 +194,7 @@ class LoopSession:
         self.client = aiohttp.ClientSession(
             connector=self.connector,
             cookie_jar=NoCookies(),
-            skip_auto_headers=_AUTOMATIC_HEADERS,
+            request_class=BareRequest,
             auto_decompress=False,
             trust_env=False,
             raise_for_status=False,

@@ -33,7 +33,8 @@ def system_words(error: BaseException) -> str:
 def _words(error: BaseException) -> str:
     match error:
         case ssl.SSLCertVerificationError():
-            return getattr(error, "verify_message", "")  # only OpenSSL's own errors have it
+            # The rest of the sentence names the host. Only OpenSSL's own errors have one.
+            return str(getattr(error, "verify_message", "")).partition(",")[0]
         case ssl.SSLError():
             return getattr(error, "reason", None) or ""
         case socket.gaierror():

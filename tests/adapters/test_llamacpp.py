@@ -63,6 +63,18 @@ async def test_a_real_model_answers_and_streams() -> None:
         assert caught.value.status == 400
 
 
+async def test_a_call_right_after_a_stream_is_not_lost() -> None:
+    """llama.cpp closes a stream's connection unannounced, so nobody may use it again."""
+    async with tiny() as provider:
+        for _ in range(5):
+            source = provider.stream(
+                Attempt(question(), "any", "r", timeouts=provider.config.timeouts)
+            )
+            assert [chunk async for chunk in source]
+            await source.aclose()
+            assert (await provider.chat_completion(question(), "r")).text
+
+
 async def test_embeddings_come_when_asked_for() -> None:
     """Only then is the operation offered."""
     assert Operation.EMBEDDINGS not in tiny().operations
@@ -94,7 +106,7 @@ async def test_it_starts_at_the_first_call_and_again_after_a_crash() -> None:
         assert lease.server.pid is not None
         os.kill(lease.server.pid, signal.SIGKILL)
         with anyio.fail_after(10):
-            while lease.is_running:
+            while lease.is_running:  # noqa: ASYNC110 - a process gives no event
                 await anyio.sleep(0.01)
         assert (await provider.chat_completion(question(), "req-2")).text
     finally:

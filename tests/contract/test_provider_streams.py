@@ -313,6 +313,23 @@ async def test_cancelling_cuts_the_connection(wire: Any, where: str, streamed: b
     assert closed == [where]
 
 
+async def test_streams_ask_for_the_close_while_it_may_be_llamacpp(wire: Any) -> None:
+    """Only a server that may be llama.cpp's is asked, and no longer once it shows its name."""
+    asked: list[str | None] = []
+    names = ["llama.cpp", "llama.cpp", "uvicorn", "uvicorn"]
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers.get("connection"))
+        headers = {"content-type": "text/event-stream", "server": names[len(asked) - 1]}
+        return httpx.Response(200, headers=headers, stream=wire.Parts([STREAM]))
+
+    adapter = wire.make(handle)
+    for _ in names:
+        await wire.read(adapter, wire.attempt(adapter))
+    closing = adapter.config.type == "openai_compatible"
+    assert asked == (["close"] * 3 + [None] if closing else [None] * 4)
+
+
 INSIDE = [
     ({"message": "m", "type": "server_error"}, TransientError, Replay.MAYBE_ACCEPTED),
     ({"message": "m", "code": 503}, OverloadedError, Replay.NOT_ACCEPTED),

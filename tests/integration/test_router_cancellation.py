@@ -1,7 +1,7 @@
 """A caller that leaves: queued, running, streaming; native tasks and anyio scopes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -19,7 +19,7 @@ from scripted import (
     until,
 )
 
-from engine import ConnectError, Router
+from engine import ConnectError, Router, RouterClosedError
 
 ASYNCIO_ONLY = pytest.mark.parametrize(
     "anyio_backend",
@@ -311,6 +311,31 @@ async def test_native_cancel_of_the_task_that_owns_the_router() -> None:
     assert_settled(router, cancelled=1)
 
 
+async def test_callers_elsewhere_hear_that_the_router_was_cancelled() -> None:
+    """When a scope around the router is cancelled, requests of other tasks end by name."""
+    limits = {"concurrency": 1, "queue": 2}
+    providers = [ScriptedProvider(name, then=Hang(), limits=limits) for name in "ab"]
+    errors: list[str] = []
+
+    async def ask() -> None:
+        try:
+            await router.complete(CHAT)
+        except RouterClosedError:
+            errors.append("closed")
+
+    async with anyio.create_task_group() as group:
+        with anyio.CancelScope() as scope:
+            async with make_router(*providers) as router:
+                for _ in range(4):
+                    group.start_soon(ask)
+                await until(lambda: sum(p.running for p in providers) == 2)
+                scope.cancel()
+                await anyio.sleep_forever()
+    assert errors == ["closed"] * 4
+    assert sum(len(p.calls) for p in providers) == 2
+    assert router.status().ledger.in_flight == 0
+
+
 async def test_leaving_frees_rooms_for_those_who_wait() -> None:
     """When the running caller leaves, the next one in the mailbox is served."""
     provider = ScriptedProvider("a", Hang(), limits={"concurrency": 1, "queue": 2})
@@ -330,9 +355,15 @@ async def test_leaving_frees_rooms_for_those_who_wait() -> None:
     assert_settled(router, cancelled=1, completed=1)
 
 
-@pytest.fixture(autouse=True)
-async def no_unfinished_tasks(anyio_backend: Any) -> AsyncIterator[None]:
-    """A closed router leaves no task on the event loop."""
-    before = {task.id for task in anyio.get_running_tasks()}
-    yield
-    await until(lambda: {task.id for task in anyio.get_running_tasks()} <= before)
+async def test_closed_router_leaves_no_task() -> None:
+    """Whatever happened to its requests, a router's tasks end with it."""
+    provider = ScriptedProvider("a", Ok(), ConnectError, Events("one", Hang()), then=Hang())
+    before = {task.name for task in anyio.get_running_tasks()}
+    async with make_router(provider) as router:
+        for _ in range(3):
+            with anyio.move_on_after(0.05):
+                async with router.stream(CHAT) as stream:
+                    async for _ in stream:
+                        pass
+        assert {task.name for task in anyio.get_running_tasks()} > before
+    assert {task.name for task in anyio.get_running_tasks()} == before

@@ -108,7 +108,9 @@ def test_anchors_and_aliases_may_be_used(tmp_path: Path) -> None:
     assert config.providers[1].base_url == "http://h/v1"
 
 
-@pytest.mark.parametrize("name", ["2024-01-01", "no", "on", "1:30", "0x_1", "1_000", "=", "y", "010", "1e3", "0o7"])
+@pytest.mark.parametrize(
+    "name", ["2024-01-01", "no", "on", "1:30", "0x_1", "1_000", "=", "y", "010", "1e3", "0o7"]
+)
 def test_plain_words_stay_strings_in_yaml(name: str, tmp_path: Path) -> None:
     """Only JSON's types are read: dates, `no` and clock times are text."""
     text = f"providers:\n- {{name: {name}, type: vllm, base_url: 'http://h/v1'}}\n"

@@ -20,7 +20,7 @@ KEY = ConnectionKey("secret-host", 80, False, True, None, None, None)
 REFUSED = OSError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.1', 80)")
 UNKNOWN = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
-UNTRUSTED.verify_message = "self-signed certificate"
+UNTRUSTED.verify_message = "Hostname mismatch, certificate is not valid for 'secret-host'."
 
 
 @pytest.fixture(params=[("aiohttp", "asyncio"), ("aiohttp", "uvloop")], ids="-".join)
@@ -43,7 +43,7 @@ def shipped(request: pytest.FixtureRequest) -> tuple[str, str]:
         (
             aiohttp.ClientConnectorCertificateError(KEY, UNTRUSTED),
             httpx.ConnectError,
-            "self-signed certificate",
+            "Hostname mismatch",
         ),
         (
             aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "x")),

@@ -1,0 +1,96 @@
+"""What a caller is told about a failure, and in which shape."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from adapters.frontdoor.body_limits import BodyTimeoutError, BodyTooLargeError
+from adapters.frontdoor.failure import failure_of
+from adapters.frontdoor.openai_dialect import OPENAI
+from adapters.frontdoor.request_errors import UnauthorizedError
+from engine import (
+    CallerError,
+    Chunk,
+    ConfigurationError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    MisconfiguredError,
+    NoProviderAvailableError,
+    OverloadedError,
+    RouterClosedError,
+    SilentError,
+    StreamTruncatedError,
+    TransientError,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "hopeless", "wait", "outcome"),
+    [
+        (InvalidRequestError("x", param="p", code="c"), 400, "c", True, None, "rejected"),
+        (UnauthorizedError(), 401, "invalid_api_key", True, None, "rejected"),
+        (CallerError("x", status=422), 422, None, True, None, "failed"),
+        (CallerError("x", status=429, retry_after=0.2), 429, None, False, 0.2, "failed"),
+        (NoProviderAvailableError("x"), 503, "no_provider_available", False, 1.0, "rejected"),
+        (RouterClosedError(), 503, "router_closed", False, 1.0, "rejected"),
+        (OverloadedError("x"), 503, "provider_overloaded", False, 1.0, "failed"),
+        (OverloadedError("x", retry_after=7.2), 503, "provider_overloaded", False, 7.2, "failed"),
+        (OverloadedError("x", retry_after=float("inf")), 503, "provider_overloaded", False, 1.0,
+         "failed"),
+        (TransientError("x"), 502, "provider_error", False, None, "failed"),
+        (SilentError("x"), 504, "provider_timeout", False, None, "failed"),
+        (MisconfiguredError("x"), 502, "provider_misconfigured", True, None, "failed"),
+        (DeadlineExceededError("x"), 504, "deadline_exceeded", True, None, "failed"),
+        (StreamTruncatedError("x"), 502, "stream_truncated", False, None, "truncated"),
+        (BodyTooLargeError("x"), 413, "body_too_large", True, None, "rejected"),
+        (BodyTimeoutError("x"), 408, "body_timeout", False, None, "rejected"),
+        (ConfigurationError("SECRET_ENV"), 500, "internal_error", False, None, "failed"),
+        (ZeroDivisionError("SECRET"), 500, "internal_error", False, None, "failed"),
+    ],
+)  # fmt: skip
+def test_what_a_caller_is_told(  # noqa: PLR0917 - the columns of the table
+    error: Exception,
+    status: int,
+    code: str | None,
+    hopeless: bool,
+    wait: float | None,
+    outcome: str,
+) -> None:
+    """Each error has its status, its code, its hint when to come back, and no secret."""
+    failure = failure_of(error, "req-1")
+    assert (failure.status, failure.code) == (status, code)
+    assert (failure.hopeless, failure.wait) == (hopeless, wait)
+    assert failure.outcome.value == outcome
+    fields = dict(failure.header_fields())
+    assert (b"retry-after" in fields) == (status in {429, 503})
+    if wait is not None:
+        assert int(fields[b"retry-after"]) >= max(1, wait)
+        assert int(fields[b"retry-after-ms"]) >= wait * 1000
+    assert "SECRET" not in repr(failure)
+
+
+def test_long_messages_are_cut() -> None:
+    """An upstream cannot fill a caller's log through the gateway."""
+    assert len(failure_of(CallerError("x" * 5000), "r").message) == 1024
+
+
+def test_error_body_is_what_the_clients_read() -> None:
+    """The four fields of the OpenAI error object, null where there is nothing to say."""
+    body = OPENAI.error(failure_of(InvalidRequestError("wrong \u00e9", param="model"), "r"))
+    assert json.loads(body) == {
+        "error": {
+            "message": "wrong \u00e9",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": None,
+        }
+    }
+
+
+@pytest.mark.parametrize("breaks", [b"\n", b"\r", b"\r\n"])
+def test_line_breaks_inside_an_event_are_framed(breaks: bytes) -> None:
+    """Each line of an event's data gets its field name, so that nothing is dropped."""
+    event = OPENAI.event(Chunk(b'{"a":' + breaks + b"1}"))
+    assert event == b'data: {"a":\ndata: 1}\n\n'
