@@ -49,7 +49,7 @@ class DispatchSettings:
         loops: Names of `LOOPS`.
     """
 
-    calls: int = 4_000
+    calls: int = 2_500
     picks: int = 100_000
     rounds: int = 5
     providers: tuple[int, ...] = (2, 10, 100, 1_000)

@@ -84,6 +84,7 @@ def run(settings: FactorySettings, steps: Steps) -> Section:
             "Time is wall-clock time; configurations are made before the clock starts, and the "
             "module of a provider type is loaded before its first call is timed."
         ),
+        "Every provider has a base URL of its own: nothing that is kept by URL helps.",
         "p99 of 1 and of 100 calls is the slowest of them.",
         (
             f"Memory is that of a fresh process with {largest:,} providers; `allocated` is counted "

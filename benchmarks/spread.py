@@ -50,9 +50,9 @@ class Spread:
 
 
 def figure(value: float) -> str:
-    """A number with three figures that count, and all of them before the point."""
-    if value == 0:
-        return "0"
+    """A number with three figures that count, and all of them before the point; counts as is."""
+    if value == 0 or isinstance(value, int):
+        return f"{value:,.0f}"
     if abs(value) >= 99.95:
         return f"{value:,.0f}"
     if abs(value) >= 9.995:

@@ -4,9 +4,7 @@ The same models serve a file and Python code. Unknown keys are errors; which fil
 line they stand in is added by `adapters.configuration`.
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -31,8 +29,14 @@ ModelName = Annotated[str, Field(min_length=1, max_length=256)]
 class ConfigurationModel(BaseModel):
     """What all parts of the configuration share: frozen, and no unknown keys."""
 
+    # Building the validators takes a third of what `import engine` costs, so it waits for
+    # the first configuration that is read.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        defer_build=True,
     )
 
 
@@ -95,8 +99,8 @@ class ProviderConfig(ConfigurationModel):
     max_retries: Annotated[int, Field(ge=0, le=20)] = 3
     weight: Weight = 1.0
     enabled: bool = True
-    timeouts: TimeoutsConfig = TimeoutsConfig()
-    limits: LimitsConfig = LimitsConfig()
+    timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -145,7 +149,7 @@ class ModelConfig(ConfigurationModel):
     balancer: BalancerName | None = None
 
     @model_validator(mode="after")
-    def _targets_can_be_picked(self) -> ModelConfig:
+    def _targets_can_be_picked(self) -> Self:
         seen = set()
         for target in self.targets:
             key = (target.provider, target.model, target.tier)
@@ -215,9 +219,9 @@ class GatewayConfig(ConfigurationModel):
 
     providers: Annotated[tuple[ProviderConfig, ...], Field(min_length=1, max_length=100_000)]
     models: tuple[ModelConfig, ...] = ()
-    server: ServerConfig = ServerConfig()
-    telemetry: TelemetryConfig = TelemetryConfig()
-    retries: RetriesConfig = RetriesConfig()
+    server: ServerConfig = Field(default_factory=ServerConfig)
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+    retries: RetriesConfig = Field(default_factory=RetriesConfig)
     balancer: BalancerName = "weighted_random"
     total: Seconds | None = None
     seed: int | None = None
@@ -245,7 +249,7 @@ class GatewayConfig(ConfigurationModel):
         return rest
 
     @model_validator(mode="after")
-    def _refer_to_what_exists(self) -> GatewayConfig:
+    def _refer_to_what_exists(self) -> Self:
         providers = {provider.name: provider for provider in self.providers}
         if len(providers) != len(self.providers):
             names = [provider.name for provider in self.providers]

@@ -68,6 +68,7 @@ class GatewayError(Exception):
         code: Machine-readable `error.code`, or None.
         param: The request field at fault, or None.
         retry_after: Seconds after which another try makes sense, or None.
+        attempts: Upstream calls that were made before it was raised by the router.
     """
 
     status: int = 500
@@ -75,6 +76,7 @@ class GatewayError(Exception):
     code: str | None = None
     param: str | None = None
     retry_after: float | None = None
+    attempts: int = 0
 
     @property
     def message(self) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
-from importlib.metadata import EntryPoint, entry_points
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from engine.config import ProviderConfig
 from engine.errors import ConfigurationError
 from engine.provider import BaseProvider
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINT_GROUP = "inference_gateway.providers"
 
@@ -92,6 +93,9 @@ class ProviderFactory:
     def _found() -> dict[str, EntryPoint]:
         """Entry points by name; read from the installed packages once per process."""
         if ProviderFactory._entry_points is None:
+            # 20 ms, which only those need to pay who make a provider.
+            from importlib.metadata import entry_points  # noqa: PLC0415
+
             found: dict[str, EntryPoint] = {}
             for entry in entry_points(group=ENTRY_POINT_GROUP):
                 other = found.setdefault(entry.name, entry)
@@ -125,6 +129,8 @@ class ProviderFactory:
 
 
 def _unknown(type_name: str, known: list[str]) -> str:
+    import difflib  # noqa: PLC0415 - for this mistake only
+
     near = difflib.get_close_matches(type_name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown provider type {type_name!r}: {hint}known types are {', '.join(known)}"

@@ -14,6 +14,7 @@ from engine.dispatcher import Dispatcher
 from engine.envelope import AttemptFailure, Envelope
 from engine.errors import (
     GatewayError,
+    InvalidRequestError,
     MailboxFullError,
     ProviderError,
     RejectedError,
@@ -295,12 +296,14 @@ class RequestRun:
         if not isinstance(error, Exception) or not isinstance(error, GatewayError):
             # Cancelled by the caller, or something like a keyboard interrupt.
             outcome = Outcome.CANCELLED
-        elif isinstance(error, RejectedError) and not self.attempts:
+        elif isinstance(error, (RejectedError, InvalidRequestError)) and not self.attempts:
             outcome = Outcome.REJECTED
         elif isinstance(error, StreamTruncatedError):
             outcome = Outcome.TRUNCATED
         else:
             outcome = Outcome.FAILED
+        if isinstance(error, GatewayError):
+            error.attempts = self.attempts
         provider = error.provider if isinstance(error, ProviderError) else None
         self._settle(outcome, provider, error=error)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import secrets
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -47,6 +46,9 @@ if TYPE_CHECKING:
 CLOSE_GRACE = 5.0
 """Seconds that callers have to take their answers when the router closes."""
 
+SYSTEM_RANDOM = random.SystemRandom()
+"""Seeds and id prefixes only: every other choice comes from the router's own generator."""
+
 
 class Router:
     """Spreads requests over providers by weight and keeps serving when some fail.
@@ -80,7 +82,7 @@ class Router:
         tracer_provider: TracerProvider | None = None,
     ) -> None:
         self.config = config
-        self._seed = config.seed if config.seed is not None else secrets.randbits(64)
+        self._seed = config.seed if config.seed is not None else SYSTEM_RANDOM.getrandbits(64)
         self._rng = rng or random.Random(self._seed)
         self._given_clock = clock
         self._clock: Callable[[], float] = clock or anyio.current_time
@@ -102,7 +104,7 @@ class Router:
         self._ledger = Ledger()
         self._catalogue = ModelCatalogue(config, self._providers)
         # Unique for the process's life and over processes, without a draw per request.
-        self._id_prefix = f"req-{secrets.token_hex(6)}-"
+        self._id_prefix = f"req-{SYSTEM_RANDOM.randbytes(6).hex()}-"
         self._ids = 0
         self._group: TaskGroup | None = None
         self._accepting = False
@@ -318,8 +320,7 @@ class Router:
         )
         self._supervisor = Supervisor(self._actors, clock=self._clock, rng=self._rng)
         self._group = await anyio.create_task_group().__aenter__()
-        self._group.start_soon(self._wheel.run)
-        self._group.start_soon(self._supervisor.run)
+        self._group.start_soon(self._run)
         try:
             while any(actor.state is ActorState.STARTING for actor in self._actors):
                 await anyio.lowlevel.checkpoint()
@@ -329,6 +330,22 @@ class Router:
             raise
         self._accepting = True
         return self
+
+    async def _run(self) -> None:
+        async with anyio.create_task_group() as group:
+            # The limits are watched until the last actor has ended, or a caller whose
+            # adapter hangs in its clean-up would wait for it beyond its deadline.
+            watch = anyio.CancelScope(shield=True)
+
+            async def watch_limits() -> None:
+                with watch:
+                    await self._wheel.run()
+
+            group.start_soon(watch_limits)
+            try:
+                await self._supervisor.run()
+            finally:
+                watch.cancel()
 
     async def drain(self, seconds: float) -> bool:
         """Take no new requests, and wait until those in flight have ended.

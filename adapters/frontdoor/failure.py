@@ -43,6 +43,7 @@ class Failure:
         code: `error.code` of the answer.
         param: The request field at fault.
         provider: Name of the provider that failed last, where one did.
+        attempts: Upstream calls that were made.
         wait: Seconds after which another try makes sense; always set with 429 and 503.
         hopeless: Whether repeating the same request is of no use.
         outcome: How the request ended.
@@ -56,6 +57,7 @@ class Failure:
     code: str | None = None
     param: str | None = None
     provider: str | None = None
+    attempts: int = 0
     wait: float | None = None
     hopeless: bool = False
     outcome: Outcome = Outcome.FAILED
@@ -72,6 +74,8 @@ class Failure:
             fields.append((b"x-should-retry", b"false"))
         if self.provider is not None:
             fields.append((b"x-gateway-provider", self.provider.encode("latin-1", "replace")))
+        if self.attempts:
+            fields.append((b"x-gateway-attempts", b"%d" % self.attempts))
         return fields
 
 
@@ -110,6 +114,7 @@ def failure_of(error: Exception, request_id: str) -> Failure:
         code=error.code,
         param=error.param,
         provider=error.provider if isinstance(error, ProviderError) else None,
+        attempts=error.attempts,
         wait=_wait(error),
         hopeless=_is_hopeless(error),
         outcome=_outcome(error),

@@ -10,6 +10,7 @@ follow it cannot be trusted to be the start of the next one (RFC 9112, section 1
 """
 
 import json
+import secrets
 from collections.abc import Sequence
 
 from starlette.types import Message, Send
@@ -76,6 +77,8 @@ class Refusal:
         Args:
             send: the request's ASGI ``send``, on which nothing has been sent yet.
         """
-        # Copies, because a server or a middleware may add to the header list it is given.
-        await send({**self._start, "headers": list(self._start["headers"])})
+        # A new list each time, because a server or a middleware may add to what it is given.
+        # The id is ours: of a request that is refused like this, no header is trusted.
+        request_id = (b"x-request-id", f"refused-{secrets.token_hex(8)}".encode())
+        await send({**self._start, "headers": [*self._start["headers"], request_id]})
         await send(dict(self._end))

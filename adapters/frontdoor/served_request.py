@@ -230,7 +230,7 @@ class ServedRequest:
         """
         self._failure = failure = failure_of(error, self.id)
         self._outcome = failure.outcome
-        self._provider = failure.provider
+        self._provider, self._attempts = failure.provider, failure.attempts or None
         if failure.code == "internal_error":
             # The type only: the text of a foreign exception may hold a prompt or a key.
             logger.error("request %s failed with %s", self.id, type(error).__name__)

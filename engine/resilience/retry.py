@@ -9,12 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from engine.errors import ErrorClass, GatewayError, ProviderError, Replay
+
+if TYPE_CHECKING:
+    from tenacity import AsyncRetrying, RetryCallState
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ def repeating(
         clock: The router's clock.
         rng: Source of the jitter.
     """
+    # Imported by the first repeat: it costs 10 ms, and most processes' first request succeeds.
+    from tenacity import AsyncRetrying, retry_if_exception  # noqa: PLC0415
 
     def wait(state: RetryCallState) -> float:
         failure = state.outcome.exception() if state.outcome else None

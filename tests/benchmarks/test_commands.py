@@ -75,8 +75,9 @@ def test_gateway_writes_its_section(tmp_path: Path) -> None:
     """Answers and streams through a real gateway stand in the section, without errors."""
     text = section(tmp_path / "bench.md", "gateway")
     assert re.search(r"\| errors in 40 requests \| ≤ 0 \| 0 \| yes \|", text)
-    assert re.search(r"\| stream, all events at once \| 4 \| .* \| 0 of 8 \|", text)
-    assert re.search(r"\| stream, paced \| 4 \| .* \| 0 of 8 \|", text)
+    assert re.search(r"\| stream, all events at once \| gateway \| 4 \| .* \| 0 of 8 \|", text)
+    assert re.search(r"\| stream, paced \| gateway \| 4 \| .* \| 0 of 8 \|", text)
+    assert re.search(r"\| answer \| Hypercorn alone \| 4 \| .* \| 0 of 16 \|", text)
     assert "Errors:" not in text
 
 

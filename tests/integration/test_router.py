@@ -4,6 +4,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -214,11 +215,17 @@ async def test_refusal_names_each_providers_own_reason() -> None:
 async def test_queued_requests_are_served_in_their_order() -> None:
     """One worker serves the mailbox first in, first out."""
     provider = ScriptedProvider("a", limits={"concurrency": 1})
+
+    async def ask(request_id: str) -> None:
+        await router.complete(CHAT, request_id=request_id)
+
+    def accepted(count: int) -> bool:
+        return router.status().ledger.accepted == count
+
     async with make_router(provider) as router, anyio.create_task_group() as group:
         for number in range(20):
-            await anyio.lowlevel.checkpoint()
-            group.start_soon(lambda n=number: router.complete(CHAT, request_id=str(n)))
-            await until(lambda n=number: router.status().ledger.accepted == n + 1)
+            group.start_soon(ask, str(number))
+            await until(partial(accepted, number + 1))
     assert [call.attempt.request_id for call in provider.calls] == [str(n) for n in range(20)]
     assert provider.peak == 1
 

@@ -193,7 +193,7 @@ async def test_cancel_in_the_very_turn_of_the_answer(turns: int, streamed: bool)
             await anyio.sleep_forever()
 
     async with make_router(provider) as router:
-        task = asyncio.create_task(read() if streamed else router.complete(CHAT))  # type: ignore[arg-type]
+        task = asyncio.create_task(read() if streamed else router.complete(CHAT))
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
@@ -247,9 +247,10 @@ async def test_no_worker_is_lost_to_a_thousand_cancelled_calls() -> None:
 
 async def _leave_after(router: Router, turns: int, streamed: bool) -> None:
     async with anyio.create_task_group() as group:
-        group.start_soon(
-            _open if streamed else router.complete, *([router] if streamed else [CHAT])
-        )
+        if streamed:
+            group.start_soon(_open, router)
+        else:
+            group.start_soon(router.complete, CHAT)
         for _ in range(turns + 1):
             await anyio.lowlevel.checkpoint()
         group.cancel_scope.cancel()

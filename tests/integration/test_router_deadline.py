@@ -1,8 +1,10 @@
 """One deadline over queue, attempts and backoff; limits of the phases; in virtual time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from scripted import (
     CHAT,
@@ -53,7 +55,7 @@ def test_caller_hears_by_its_deadline(virtual_time: Virtual) -> None:
             assert isinstance(error, DeadlineExceededError)
             assert error.status == 504
             assert 3.3 <= took <= 3.3 + LATE
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             assert provider.outcomes == ["cancelled"]
         assert_settled(router, failed=1)
 
@@ -229,7 +231,7 @@ def test_attempt_timeout_bounds_a_slow_body(virtual_time: Virtual) -> None:
     """Once the headers are there, `timeout` is what is left to the attempt."""
 
     async def main() -> None:
-        limits = {"timeout": 8, "timeouts": {"headers": 3}}
+        limits: dict[str, Any] = {"timeout": 8, "timeouts": {"headers": 3}}
         slow = ScriptedProvider("slow", Headers(2, Hang()), Headers(2, Ok(after=5)), **limits)
         async with make_router(slow) as router:
             error, took = await ask(router, 100)

@@ -274,6 +274,7 @@ async def test_possibly_executed_is_repeated_only_where_allowed(
     """`maybe_accepted` obeys `repeat_maybe_accepted`, here and elsewhere, streamed or not."""
     failure = TransientError("reset", replay=Replay.MAYBE_ACCEPTED)
     made: list[int] = []
+    raised: TransientError | None = None
     script = [Fail(failure), Ok()] if not elsewhere else [Fail(failure)]
     providers = [ScriptedProvider("a", *script, weight=1e6)]
     if elsewhere:
@@ -288,9 +289,9 @@ async def test_possibly_executed_is_repeated_only_where_allowed(
             else:
                 await router.complete(CHAT)
         except TransientError as error:
-            assert error is failure
-            assert calls == 1
+            raised = error
     assert made == list(range(1, calls + 1))
+    assert raised is (failure if calls == 1 else None)
 
 
 async def test_never_executed_is_repeated_whatever_the_configuration_says() -> None:
@@ -341,7 +342,7 @@ def test_random_failures_keep_every_bound(virtual_time: Callable[..., None]) -> 
             providers = [
                 ScriptedProvider(
                     f"p{n}",
-                    then=lambda: Fail(rng.choice(kinds), after=rng.choice([0, 0, 1.5])),  # noqa: TID251
+                    then=lambda: Fail(rng.choice(kinds), after=rng.choice([0, 0, 1.5])),
                     max_retries=repeats,
                 )
                 for n in range(rng.randint(1, 4))

@@ -1,7 +1,8 @@
 """Streams: commit at the first useful event, the truth about their end, closed sources."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Self
 
 import anyio
 import pytest
@@ -24,8 +25,10 @@ from scripted import (
 
 from engine import (
     AdapterError,
+    Attempt,
     BrokenError,
     Chunk,
+    ChunkSource,
     CompletionRequest,
     ConnectError,
     GatewayError,
@@ -137,8 +140,7 @@ async def test_failure_after_the_commit_is_told_and_never_repeated(failure: Exce
     async with make_router(bad, good) as router:
         async with router.stream(CHAT) as stream:
             with pytest.raises(StreamTruncatedError, match="broke off") as caught:
-                async for chunk in stream:
-                    received.append(chunk.text)
+                received.extend([chunk.text async for chunk in stream])
             assert caught.value.__cause__ is failure
             assert caught.value.provider == "bad"
             assert not stream.complete
@@ -297,11 +299,11 @@ async def test_closing_the_router_ends_a_stream_that_nobody_reads() -> None:
 class BadlyClosing(ScriptedProvider):
     """Its streams fail when they are closed."""
 
-    def stream(self, attempt):  # type: ignore[no-untyped-def]  # noqa: ANN201, ANN001
+    def stream(self, attempt: Attempt) -> ChunkSource:
         source = super().stream(attempt)
 
         class Source:
-            def __aiter__(self):  # type: ignore[no-untyped-def]  # noqa: ANN204
+            def __aiter__(self) -> Self:
                 return self
 
             async def __anext__(self) -> Chunk:
@@ -332,7 +334,7 @@ async def test_stream_method_that_raises_is_an_outcome() -> None:
     """An adapter whose `stream` fails before it returns is a failed attempt."""
 
     class Failing(ScriptedProvider):
-        def stream(self, attempt):  # type: ignore[no-untyped-def]  # noqa: ANN201, ANN001
+        def stream(self, attempt: Attempt) -> ChunkSource:
             raise RuntimeError("no")
 
     async with make_router(Failing()) as router:
@@ -346,7 +348,7 @@ async def test_async_generators_are_sources() -> None:
     ended: list[str] = []
 
     class Generating(ScriptedProvider):
-        async def stream(self, attempt):  # type: ignore[no-untyped-def, override]  # noqa: ANN201, ANN001
+        async def stream(self, attempt: Attempt) -> AsyncGenerator[Chunk, None]:
             try:
                 yield role_chunk()
                 yield text_chunk("one")
@@ -374,8 +376,7 @@ def test_a_source_that_hangs_on_close_gives_the_place_back(
     """Closing an upstream stream takes a second at most; then the worker serves again."""
 
     class Hanging(ScriptedProvider):
-        async def stream(self, attempt):  # type: ignore[no-untyped-def, override]  # noqa: ANN201, ANN001
-            self.calls.append(attempt)
+        async def stream(self, attempt: Attempt) -> AsyncGenerator[Chunk, None]:
             try:
                 yield text_chunk("one")
                 yield text_chunk("two")
@@ -397,7 +398,8 @@ def test_a_source_that_hangs_on_close_gives_the_place_back(
 
 async def test_answers_that_are_no_answers_are_outcomes() -> None:
     """What an adapter returns is checked at the border, so that nonsense cannot crash an actor."""
-    for value in (None, 5, "text", {"choices": []}):
+    values: list[Any] = [None, 5, "text", {"choices": []}]
+    for value in values:
         provider = ScriptedProvider("a", Answer(value), limits={"concurrency": 1})
         async with make_router(provider) as router:
             with pytest.raises(AdapterError):

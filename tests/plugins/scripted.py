@@ -15,6 +15,7 @@ from engine import (
     Attempt,
     BaseProvider,
     Chunk,
+    ChunkSource,
     GatewayConfig,
     Operation,
     ProviderConfig,
@@ -206,7 +207,7 @@ class ScriptedProvider(BaseProvider):
         self.end(call, "ok")
         return response
 
-    def stream(self, attempt: Attempt) -> ScriptedStream:
+    def stream(self, attempt: Attempt) -> ChunkSource:
         return ScriptedStream(self, attempt)
 
     async def list_models(self) -> list[str]:
@@ -385,5 +386,5 @@ async def until(condition: Callable[[], bool], *, turns: int = 200) -> None:
             return
         await anyio.lowlevel.checkpoint()
     with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - there is no event for any condition
+        while not condition():
             await anyio.sleep(0.005)

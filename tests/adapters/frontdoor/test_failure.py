@@ -94,3 +94,11 @@ def test_line_breaks_inside_an_event_are_framed(breaks: bytes) -> None:
     """Each line of an event's data gets its field name, so that nothing is dropped."""
     event = OPENAI.event(Chunk(b'{"a":' + breaks + b"1}"))
     assert event == b'data: {"a":\ndata: 1}\n\n'
+
+
+def test_failures_say_how_many_attempts_were_made() -> None:
+    """A caller that got an error learns how often upstreams were asked for it."""
+    error = CallerError("no")
+    error.attempts = 3
+    assert (b"x-gateway-attempts", b"3") in failure_of(error, "r").header_fields()
+    assert b"x-gateway-attempts" not in dict(failure_of(CallerError("no"), "r").header_fields())

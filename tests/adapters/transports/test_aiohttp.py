@@ -54,7 +54,6 @@ def shipped(request: pytest.FixtureRequest) -> tuple[str, str]:
         (aiohttp.ClientConnectionError("Connector is closed."), httpx.ConnectError, "connect"),
         (aiohttp.InvalidURL("http://secret-host"), httpx.LocalProtocolError, "address"),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_failures_while_connecting_are_not_sent(
     error: Exception, expected: type[Exception], text: str
@@ -95,7 +94,6 @@ def caused_by(error: Exception, cause: Exception) -> Exception:
         (aiohttp.ClientError("secret"), httpx.ReadError),
         (ValueError("secret"), httpx.LocalProtocolError),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_failures_on_a_connection_are_maybe_accepted(
     error: Exception, expected: type[Exception]
