@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from engine.resilience.deadline import DeadlineWheel
     from engine.telemetry import Telemetry
 
-IDLE_WORKERS = 16
-"""Workers that stay without work. A parked task costs about 3 KiB, so a thousand
-providers keep at most 48 MiB of them, and only after that much load."""
+IDLE_WORKERS = 64
+"""Workers that stay without work, as many as the default concurrency: hiring one costs
+10 µs. A parked task costs about 3 KiB, so an actor keeps at most 192 KiB of them, and
+only after that much load."""
 
 
 NOTHING_USED = Usage()
@@ -97,7 +98,13 @@ class ProviderActor:
         self.restarts = 0
         self.health = ProviderHealth()
         self._runner = AttemptRunner(
-            provider, self.health, clock=clock, rng=rng, wheel=wheel, telemetry=telemetry
+            provider,
+            self.health,
+            clock=clock,
+            rng=rng,
+            wheel=wheel,
+            telemetry=telemetry,
+            event=event,
         )
         self._clock = clock
         self._wheel = wheel

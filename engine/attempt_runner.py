@@ -39,6 +39,7 @@ class AttemptRunner:
         rng: Source of the jitter between repeats.
         wheel: Watches the limits.
         telemetry: Makes the spans.
+        event: Makes an event of the running event loop.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class AttemptRunner:
         rng: random.Random,
         wheel: DeadlineWheel,
         telemetry: Telemetry,
+        event: Callable[[], anyio.Event] = anyio.Event,
     ) -> None:
         self._provider = provider
         self._health = health
@@ -57,6 +59,7 @@ class AttemptRunner:
         self._rng = rng
         self._wheel = wheel
         self._telemetry = telemetry
+        self._event = event
 
     async def run(self, envelope: Envelope) -> Response | ResponseStream:
         """Serve an envelope; it is answered as soon as there is an answer.
@@ -154,9 +157,7 @@ class AttemptRunner:
             if ended and not held:
                 msg = f"the stream from provider {self._provider.name!r} ended without any event"
                 raise BrokenError(msg, provider=self._provider.name)
-            now = self._clock()
             stream = ResponseStream(
-                source,
                 held,
                 ended=ended,
                 provider=self._provider.name,
@@ -164,10 +165,12 @@ class AttemptRunner:
                 deadline=envelope.deadline,
                 wheel=self._wheel,
                 clock=self._clock,
+                event=self._event,
             )
-            if not envelope.answer(stream, now):
+            if not envelope.answer(stream, self._clock()):
                 stream.release()
-            await self._until_released(stream)
+            elif not ended:
+                await stream.fill(source)
         finally:
             with anyio.CancelScope(shield=True) as closing:
                 closing.deadline = anyio.current_time() + CLOSE_GRACE
@@ -191,17 +194,6 @@ class AttemptRunner:
             size += len(chunk.data)
             if chunk.commits or len(held) >= HELD_CHUNKS or size >= HELD_BYTES:
                 return held, False
-
-    async def _until_released(self, stream: ResponseStream) -> None:
-        try:
-            await stream.released.wait()
-        except anyio.get_cancelled_exc_class():
-            # The actor stops under the caller: let the caller's read end first, because
-            # a source must not be closed while it is read.
-            stream.cut("the gateway is closing")
-            with anyio.move_on_after(CLOSE_GRACE, shield=True):
-                await stream.released.wait()
-            raise
 
 
 def _checked(response: Response) -> Response:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import anyio
@@ -16,9 +17,14 @@ def native_clock() -> Callable[[], float]:
     """The running event loop's own monotonic clock, in seconds.
 
     It is the clock of `anyio.current_time`. Trio's token has none, so there it is that
-    function itself.
+    function itself. uvloop reads the system's monotonic clock once a turn and rounds it to
+    milliseconds, which is too coarse to tell what the gateway itself has cost, so there it
+    is the same clock read directly.
     """
-    loop_time = getattr(anyio.lowlevel.current_token().native_token, "time", None)
+    loop = anyio.lowlevel.current_token().native_token
+    if type(loop).__module__.partition(".")[0] == "uvloop":
+        return time.monotonic  # noqa: TID251 - the loop's clock, unrounded
+    loop_time = getattr(loop, "time", None)
     return loop_time if callable(loop_time) else anyio.current_time
 
 

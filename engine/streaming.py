@@ -1,7 +1,9 @@
 """`ResponseStream`: a streamed answer in the hands of the caller.
 
-The worker that opened it stays with it until the caller lets go; the caller reads from
-the adapter directly, so that an event costs no hop between tasks.
+The worker that opened the source reads it, into a small buffer, and closes it: an adapter
+is never touched by two tasks. The caller takes chunks from the buffer. Several events of
+one network read are one hop between tasks, and a limit that passes reaches the caller
+even if the adapter hangs.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ from engine.resilience.deadline import DeadlineWheel
 
 Settle = Callable[[Outcome, BaseException | None], None]
 
+BUFFER_CHUNKS = 64
+BUFFER_BYTES = 65_536
+"""What may be read ahead of the caller: a network read or two. At either bound the source
+is not read on until the caller has taken half, so back-pressure reaches the upstream."""
+
 
 class ResponseStream:
     """Chunks of one answer: `async for chunk in stream`. Read it in one task at a time.
@@ -31,25 +38,27 @@ class ResponseStream:
         request_id: The request's id.
         upstream_seconds: Time spent upstream until the first useful event.
         usage: Tokens as the provider counted them, once it has said so.
-        released: Set when the caller has let go; the worker then closes the upstream.
     """
 
     __slots__ = (
+        "_chunks",
         "_clock",
+        "_closed",
+        "_concluded",
         "_cut",
         "_deadline",
         "_ended",
-        "_held",
+        "_event",
+        "_filling",
         "_idle",
-        "_last_event",
-        "_reading",
-        "_scope",
+        "_room",
         "_settle",
-        "_source",
+        "_size",
+        "_waiter",
+        "_waiting_since",
         "_wheel",
         "attempts",
         "provider",
-        "released",
         "request_id",
         "tick",
         "upstream_seconds",
@@ -58,7 +67,6 @@ class ResponseStream:
 
     def __init__(
         self,
-        source: ChunkSource,
         held: list[Chunk],
         *,
         ended: bool,
@@ -67,27 +75,35 @@ class ResponseStream:
         deadline: float,
         wheel: DeadlineWheel,
         clock: Callable[[], float],
+        event: Callable[[], anyio.Event] = anyio.Event,
     ) -> None:
-        self._source = source
-        self._held = deque(held)
+        self._chunks: deque[Chunk] = deque()
+        self._size = 0
         self._ended = ended
+        self._closed = False
+        self._concluded = False
+        self._cut: StreamTruncatedError | None = None
+        self._settle: Settle | None = None
         self._idle = idle
         self._deadline = deadline
         self._wheel = wheel
         self._clock = clock
-        self._last_event = clock()
-        self._reading = False
-        self._scope: anyio.CancelScope | None = None
-        self._cut: StreamTruncatedError | None = None
-        self._settle: Settle | None = None
+        self._event = event
+        self._filling: anyio.CancelScope | None = None
+        self._waiting_since: float | None = None
+        self._waiter: anyio.Event | None = None
+        self._room: anyio.Event | None = None
         self.tick: int | None = None
         self.provider = provider
         self.attempts = 1
         self.request_id = ""
         self.upstream_seconds = 0.0
         self.usage: Usage | None = None
-        self.released = anyio.Event()
-        wheel.add(self, min(deadline, self._last_event + idle))
+        for chunk in held:
+            self._put(chunk)
+        wheel.add(self, min(deadline, clock() + idle))
+
+    # ── the caller's side ────────────────────────────────────────────────────────
 
     def __aiter__(self) -> Self:
         return self
@@ -98,93 +114,34 @@ class ResponseStream:
         Raises:
             StreamTruncatedError: If the stream broke; what came so far is not the whole.
         """
-        if self._held:
-            chunk = self._held.popleft()
-        elif self._cut is not None:
-            self.release()
-            raise self._cut
-        elif self._ended or self.released.is_set():
-            self.release()
-            raise StopAsyncIteration
-        else:
-            chunk = await self._read()
-        # Only the few chunks that speak of usage are worth parsing.
-        if b'"usage"' in chunk.data:
-            self._note_usage(chunk)
+        while not self._chunks:
+            if self._cut is not None:
+                self._conclude()
+                raise self._cut
+            if self._ended or self._closed:
+                self._conclude()
+                raise StopAsyncIteration
+            self._waiter = self._event()
+            await self._waiter.wait()
+        chunk = self._chunks.popleft()
+        self._size -= len(chunk.data)
+        self._make_room()
         return chunk
 
-    def _note_usage(self, chunk: Chunk) -> None:
-        try:
-            self.usage = chunk.usage or self.usage
-        except (ValueError, RecursionError):
-            # Not ours to judge: the chunk goes on as it came, and its usage is not known.
-            return
-
-    async def _read(self) -> Chunk:
-        scope = self._scope = anyio.CancelScope()
-        self._reading = True
-        # A caller that took its time before asking again is no idle provider.
-        self._last_event = self._clock()
-        try:
-            with scope:
-                chunk = await self._source.__anext__()
-                self._last_event = self._clock()
-                return chunk
-        except StopAsyncIteration:
-            self._ended = True
-            self.release()
-            raise
-        except GatewayError as error:
-            self._break(error.message, error)
-        except Exception as error:  # noqa: BLE001 - the border: an adapter may raise anything
-            self._break(f"the adapter failed with {type(error).__name__}", error)
-        finally:
-            self._reading = False
-        # Only `cut` cancels the scope, and it has said why.
-        self.release()
-        raise self._cut or StreamTruncatedError("the stream was cut", provider=self.provider)
-
-    def _break(self, message: str, cause: BaseException | None) -> None:
-        self._cut = StreamTruncatedError(
-            f"the stream from provider {self.provider!r} broke off: {message}",
-            provider=self.provider,
-        )
-        self._cut.__cause__ = cause
-
-    def settle_with(self, settle: Settle) -> None:
-        """Set who is told, once, how the stream ended; at once if it has ended already."""
-        self._settle = settle
-        if self.released.is_set():
-            self._tell()
-
-    def cut(self, message: str) -> None:
-        """End the stream as truncated, also under a reader that waits."""
-        if self.released.is_set() or self._cut is not None:
-            return
-        self._break(message, None)
-        self._held.clear()
-        if self._reading and self._scope is not None:
-            self._scope.cancel()
-        else:
-            self.release()
+    def ready(self) -> list[Chunk]:
+        """Take the chunks that are here already; never waits, and may be empty."""
+        chunks = list(self._chunks)
+        self._chunks.clear()
+        self._size = 0
+        self._make_room()
+        return chunks
 
     def release(self) -> None:
         """Let go: the upstream is closed, and the outcome is counted. Idempotent."""
-        if self.released.is_set():
-            return
-        self._wheel.discard(self)
-        self.released.set()
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._settle is None:
-            return
-        if self._cut is not None:
-            self._settle(Outcome.TRUNCATED, self._cut)
-        elif self._ended and not self._held:
-            self._settle(Outcome.COMPLETED, None)
-        else:
-            self._settle(Outcome.CANCELLED, None)
+        self._closed = True
+        if self._filling is not None:
+            self._filling.cancel()
+        self._conclude()
 
     @property
     def failure(self) -> StreamTruncatedError | None:
@@ -195,16 +152,6 @@ class ResponseStream:
     def complete(self) -> bool:
         """Whether the provider said that the answer is complete."""
         return self._ended
-
-    def on_due(self, now: float) -> None:
-        """A limit may have passed: the deadline, or the time between two events."""
-        if now >= self._deadline:
-            self.cut("the request's deadline passed")
-        elif self._reading and now - self._last_event >= self._idle:
-            self.cut(f"no event within {self._idle:g} s")
-        else:
-            last = self._last_event if self._reading else now
-            self._wheel.add(self, min(self._deadline, last + self._idle))
 
     async def aclose(self) -> None:
         """Let go of the stream; the upstream is closed at once if it is not complete."""
@@ -220,6 +167,122 @@ class ResponseStream:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
+
+    # ── the worker's side ────────────────────────────────────────────────────────
+
+    async def fill(self, source: ChunkSource) -> None:
+        """Read the source until it ends, breaks, or nobody wants it; told by `failure`."""
+        try:
+            with anyio.CancelScope() as self._filling:
+                if not self._closed and self._cut is None:
+                    await self._read_on(source)
+        except StopAsyncIteration:
+            self._ended = True
+        except GatewayError as error:
+            self._break(error.message, error)
+        except anyio.get_cancelled_exc_class():
+            self.cut("the gateway is closing")
+            raise
+        except Exception as error:  # noqa: BLE001 - the border: an adapter may raise anything
+            self._break(f"the adapter failed with {type(error).__name__}", error)
+        finally:
+            self._filling = None
+            self._waiting_since = None
+            self._wake()
+
+    async def _read_on(self, source: ChunkSource) -> None:
+        while True:
+            self._waiting_since = self._clock()
+            self._put(await source.__anext__())
+            self._wake()
+            if len(self._chunks) >= BUFFER_CHUNKS or self._size >= BUFFER_BYTES:
+                self._waiting_since = None
+                self._room = self._event()
+                await self._room.wait()
+
+    def _put(self, chunk: Chunk) -> None:
+        self._chunks.append(chunk)
+        self._size += len(chunk.data)
+        # Only the few chunks that speak of usage are worth parsing.
+        if b'"usage"' in chunk.data:
+            self._note_usage(chunk)
+
+    def _note_usage(self, chunk: Chunk) -> None:
+        try:
+            self.usage = chunk.usage or self.usage
+        except (ValueError, RecursionError):
+            # Not ours to judge: the chunk goes on as it came, and its usage is not known.
+            return
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            self._waiter.set()
+            self._waiter = None
+
+    def _make_room(self) -> None:
+        if (
+            self._room is not None
+            and len(self._chunks) <= BUFFER_CHUNKS // 2
+            and self._size <= BUFFER_BYTES // 2
+        ):
+            self._room.set()
+            self._room = None
+
+    # ── the end ──────────────────────────────────────────────────────────────────
+
+    def settle_with(self, settle: Settle) -> None:
+        """Set who is told, once, how the stream ended; at once if it has ended already."""
+        self._settle = settle
+        if self._concluded:
+            self._tell()
+
+    def cut(self, message: str) -> None:
+        """End the stream as truncated, also under a caller that waits."""
+        if self._concluded or self._cut is not None:
+            return
+        self._break(message, None)
+        if self._filling is not None:
+            self._filling.cancel()
+        self._wake()
+        self._conclude()
+
+    def _break(self, message: str, cause: BaseException | None) -> None:
+        if self._cut is None:
+            self._cut = StreamTruncatedError(
+                f"the stream from provider {self.provider!r} broke off: {message}",
+                provider=self.provider,
+            )
+            self._cut.__cause__ = cause
+
+    def _conclude(self) -> None:
+        if self._concluded:
+            return
+        self._concluded = True
+        self._wheel.discard(self)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._settle is None:
+            return
+        if self._cut is not None:
+            self._settle(Outcome.TRUNCATED, self._cut)
+        elif self._ended and not self._chunks:
+            self._settle(Outcome.COMPLETED, None)
+        else:
+            self._settle(Outcome.CANCELLED, None)
+
+    def on_due(self, now: float) -> None:
+        """A limit may have passed: the deadline, or the time between two events."""
+        since = self._waiting_since
+        if now >= self._deadline:
+            self.cut("the request's deadline passed")
+            self._conclude()
+        elif since is not None and now - since >= self._idle:
+            self.cut(f"no event within {self._idle:g} s")
+        else:
+            self._wheel.add(
+                self, min(self._deadline, (now if since is None else since) + self._idle)
+            )
 
     def __repr__(self) -> str:
         state = "cut" if self._cut else "complete" if self._ended else "open"

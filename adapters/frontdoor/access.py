@@ -1,7 +1,7 @@
 """Who may ask for what: API keys, the admin key, and the loopback interface.
 
 Keys are compared as bytes, by their SHA-256 digests and over all of them, so that neither
-the time taken nor an exception tells anything about a key (reliability.md S16 to S18).
+the time taken nor an exception tells anything about a key.
 """
 
 from __future__ import annotations

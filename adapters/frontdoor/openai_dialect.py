@@ -40,7 +40,7 @@ class Dialect(Protocol):
 
 
 class OpenAIDialect:
-    """What the OpenAI clients read and write (conformance.md 2.1)."""
+    """What the OpenAI clients read and write."""
 
     stream_end = b"data: [DONE]\n\n"
 

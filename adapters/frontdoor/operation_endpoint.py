@@ -115,15 +115,16 @@ class OperationEndpoint:
     async def _send_events(
         self, request: ServedRequest, stream: ResponseStream
     ) -> StreamTruncatedError | None:
-        """Send each chunk when it comes, no faster than the client reads."""
+        """Send each chunk when it comes, no faster than the client reads.
+
+        What came in one read from the provider goes out in one write to the client.
+        """
         event, send = self._row.dialect.event, request.send
         try:
             async for chunk in stream:
-                message: Message = {
-                    "type": "http.response.body",
-                    "body": event(chunk),
-                    "more_body": True,
-                }
+                more = stream.ready()
+                body = b"".join([event(chunk), *map(event, more)]) if more else event(chunk)
+                message: Message = {"type": "http.response.body", "body": body, "more_body": True}
                 await send(message)
         except StreamTruncatedError as error:
             return error

@@ -140,7 +140,8 @@ async def test_failure_after_the_commit_is_told_and_never_repeated(failure: Exce
     async with make_router(bad, good) as router:
         async with router.stream(CHAT) as stream:
             with pytest.raises(StreamTruncatedError, match="broke off") as caught:
-                received.extend([chunk.text async for chunk in stream])
+                async for chunk in stream:
+                    received.append(chunk.text)
             assert caught.value.__cause__ is failure
             assert caught.value.provider == "bad"
             assert not stream.complete
@@ -175,7 +176,7 @@ async def test_consumer_that_leaves_early_closes_the_source() -> None:
                     assert chunk.text == "one"
                     break
             await until(lambda n=count: len(provider.calls) == n and provider.calls[-1].closed)  # type: ignore[misc]
-    assert provider.outcomes == ["closed early"] * 3
+    assert provider.outcomes == ["cancelled"] * 3
     assert_settled(router, cancelled=3)
 
 
@@ -192,17 +193,19 @@ async def test_consumer_that_raises_closes_the_source() -> None:
 
 
 async def test_stream_holds_its_place_until_it_is_released() -> None:
-    """A stream counts against the provider's concurrency as long as it is open."""
-    provider = ScriptedProvider("a", limits={"concurrency": 1, "queue": 0})
+    """A stream counts against the provider's concurrency as long as its upstream is open."""
+    script = Events("one", "two", Hang())
+    provider = ScriptedProvider("a", script, limits={"concurrency": 1, "queue": 0})
     async with make_router(provider) as router:
         async with router.stream(CHAT) as stream:
-            async for _ in stream:
+            for _ in range(2):
+                await anext(stream)
                 with pytest.raises(NoProviderAvailableError):
                     await router.complete(CHAT)
                 assert router.status().actors[0].in_flight == 1
         await until(lambda: router.status().actors[0].in_flight == 0)
         await router.complete(CHAT)
-    assert_settled(router, completed=2, rejected=2)
+    assert_settled(router, completed=1, cancelled=1, rejected=2)
 
 
 async def test_what_is_held_before_the_commit_is_bounded() -> None:
@@ -294,6 +297,86 @@ async def test_closing_the_router_ends_a_stream_that_nobody_reads() -> None:
             await opened.wait()
         assert_settled(router, truncated=1)
         closed.set()
+
+
+@pytest.mark.parametrize("tail", [(), (ConnectError("gone"),)], ids=["complete", "broken"])
+def test_closing_the_router_settles_a_stream_that_was_read_ahead(
+    tail: tuple[Exception, ...], virtual_time: Callable[..., None]
+) -> None:
+    """A stream whose upstream is over, but whose caller has not taken it, does not stay open."""
+
+    async def main() -> None:
+        router = make_router(ScriptedProvider("a", Events("one", "two", *tail)))
+        opened, closed = anyio.Event(), anyio.Event()
+
+        async def hold() -> None:
+            async with router.stream(CHAT):
+                opened.set()
+                await closed.wait()
+
+        async with anyio.create_task_group() as group:
+            async with router:
+                group.start_soon(hold)
+                await opened.wait()
+                await anyio.sleep(1)
+            assert router.status().ledger.in_flight == 0
+            closed.set()
+        assert_settled(router, truncated=1)
+
+    virtual_time(main)
+
+
+async def test_stream_that_takes_its_actor_down_is_truncated() -> None:
+    """A crash in the middle of a stream reaches its reader at once."""
+
+    class Crash(BaseException):
+        pass
+
+    provider = ScriptedProvider("a", Events("one", 0.01, Crash))
+    async with make_router(provider) as router, router.stream(CHAT) as stream:
+        await anext(stream)
+        with pytest.raises(StreamTruncatedError), anyio.fail_after(5):
+            await anext(stream)
+    assert_settled(router, truncated=1)
+
+
+def test_reading_ahead_is_bounded(virtual_time: Callable[..., None]) -> None:
+    """A caller that does not read holds the upstream back; nothing is lost by that."""
+
+    async def main() -> None:
+        read: list[int] = []
+
+        class Endless(ScriptedProvider):
+            async def stream(self, attempt: Attempt) -> AsyncGenerator[Chunk, None]:  # type: ignore[override]
+                for number in range(1_000):
+                    read.append(number)
+                    yield text_chunk(str(number))
+
+        async with make_router(Endless()) as router, router.stream(CHAT) as stream:
+            await anyio.sleep(5)
+            assert len(read) <= 70
+            texts = [chunk.text async for chunk in stream]
+        assert texts == [str(number) for number in range(1_000)]
+        assert_settled(router, completed=1)
+
+    virtual_time(main)
+
+
+async def test_large_chunks_read_ahead_are_bounded_by_their_bytes() -> None:
+    """The buffer is bounded by size too, not by the number of chunks alone."""
+    read: list[int] = []
+
+    class Large(ScriptedProvider):
+        async def stream(self, attempt: Attempt) -> AsyncGenerator[Chunk, None]:  # type: ignore[override]
+            for number in range(20):
+                read.append(number)
+                yield Chunk(b'{"x": "' + b"a" * 50_000 + b'"}')
+
+    async with make_router(Large()) as router, router.stream(CHAT) as stream:
+        await anyio.wait_all_tasks_blocked()
+        assert len(read) <= 4
+        assert len([chunk async for chunk in stream]) == 20
+    assert_settled(router, completed=1)
 
 
 class BadlyClosing(ScriptedProvider):

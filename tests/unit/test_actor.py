@@ -35,12 +35,12 @@ class Bench:
             telemetry=Telemetry(),
         )  # fmt: skip
 
-    def offer(self, **settings: int) -> Envelope:
+    def offer(self, *, repeats: int = 0) -> Envelope:
         """Give the actor a request."""
         now = anyio.current_time()
         envelope = Envelope(
             ChatRequest.from_body(CHAT), "m", "id", config=self.actor.config, wheel=self.wheel,
-            deadline=now + 100, now=now, **settings,
+            deadline=now + 100, now=now, repeats=repeats,
         )  # fmt: skip
         self.actor.offer(envelope)
         return envelope

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import anyio
 import pytest
@@ -47,12 +47,6 @@ async def supervise(*actors: CrashingActor, seconds: float) -> None:
     )
     with anyio.move_on_after(seconds):
         await supervisor.run()
-
-
-@pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> Any:
-    """Crashes are logged as errors; here they are wanted."""
-    return caplog
 
 
 def test_crash_concerns_no_other_actor(virtual_time: Callable[..., None]) -> None:
