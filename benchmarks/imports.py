@@ -30,8 +30,10 @@ import time
 begin = time.perf_counter()
 import engine
 seconds = time.perf_counter() - begin
+from engine import *
+everything = time.perf_counter() - begin
 import json, sys
-print(json.dumps([seconds, [name for name in {heavy!r} if name in sys.modules]]))
+print(json.dumps([seconds, everything, [name for name in {heavy!r} if name in sys.modules]]))
 """
 
 
@@ -41,12 +43,14 @@ class ImportCost:
 
     Attributes:
         seconds: From begin to end, in a fresh interpreter.
-        heavy: Which of `HEAVY` it loads.
+        everything: The same with all public names loaded, as `from engine import Router` does.
+        heavy: Which of `HEAVY` all of them load.
         parts: Seconds that the modules of a top-level package took themselves, the
             dearest first.
     """
 
     seconds: Spread
+    everything: Spread
     heavy: list[str]
     parts: list[tuple[str, float]]
 
@@ -59,18 +63,20 @@ def import_cost(rounds: int) -> ImportCost:
     """
     program = _PROGRAM.format(heavy=HEAVY)
     seconds: list[float] = []
+    everything: list[float] = []
     heavy: list[str] = []
     for number in range(rounds + 1):
-        took, heavy = json.loads(_interpreter(["-c", program]).stdout)
+        took, took_in_all, heavy = json.loads(_interpreter(["-c", program]).stdout)
         if number > 0:
             seconds.append(took)
-    return ImportCost(Spread.of(seconds), heavy, _parts())
+            everything.append(took_in_all)
+    return ImportCost(Spread.of(seconds), Spread.of(everything), heavy, _parts())
 
 
 def _parts() -> list[tuple[str, float]]:
     """Self time by top-level package; tracing each import makes all of them slower."""
     totals: dict[str, float] = defaultdict(float)
-    traced = _interpreter(["-X", "importtime", "-c", "import engine"]).stderr
+    traced = _interpreter(["-X", "importtime", "-c", "from engine import *"]).stderr
     for line in traced.splitlines():
         columns = line.removeprefix("import time:").split("|")
         if len(columns) == 3 and columns[0].strip().isdigit():

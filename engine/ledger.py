@@ -63,6 +63,10 @@ class Ledger:
         if self._empty is not None and not self._open:
             self._empty.set()
 
+    def entries(self) -> list[object]:
+        """The requests that have not ended."""
+        return list(self._open)
+
     @property
     def in_flight(self) -> int:
         """Requests that have not ended."""

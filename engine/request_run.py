@@ -83,6 +83,7 @@ class RequestRun:
         "_context",
         "_engine",
         "_failed",
+        "_opened",
         "_plan",
         "_repeat_maybe_accepted",
         "_span",
@@ -118,6 +119,7 @@ class RequestRun:
         self._streamed = streamed
         self._context: Context | None = None
         self._span: Span | None = None
+        self._opened: ResponseStream | None = None
         self._failed: dict[Target, TargetFailure] | None = None
         repeat = plan.retries.repeat_maybe_accepted
         self._repeat_maybe_accepted = repeat == "always" or (
@@ -165,7 +167,13 @@ class RequestRun:
             self._settle(outcome, stream.provider, error=error, stream=stream)
 
         stream.settle_with(settle)
+        self._opened = stream
         return stream
+
+    def cut(self, message: str) -> None:
+        """End the stream that the caller holds open, if there is one."""
+        if self._opened is not None:
+            self._opened.cut(message)
 
     # ── attempts ─────────────────────────────────────────────────────────────────
 

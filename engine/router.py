@@ -375,6 +375,10 @@ class Router:
             # Callers in other tasks have their answers; let them take them.
             with anyio.move_on_after(CLOSE_GRACE, shield=True):
                 await self._ledger.wait_empty()
+            # A stream that was read ahead to its end has no worker left to cut it.
+            for run in self._ledger.entries():
+                if isinstance(run, RequestRun):
+                    run.cut("the gateway is closing")
             await close_providers(self._own)
 
     def _make_actor(self, provider: BaseProvider) -> ProviderActor:

@@ -185,6 +185,10 @@ class ResponseStream:
             raise
         except Exception as error:  # noqa: BLE001 - the border: an adapter may raise anything
             self._break(f"the adapter failed with {type(error).__name__}", error)
+        except BaseException:
+            # It takes the actor down, and with it whoever could tell the caller later.
+            self.cut("its actor crashed")
+            raise
         finally:
             self._filling = None
             self._waiting_since = None
@@ -237,8 +241,8 @@ class ResponseStream:
             self._tell()
 
     def cut(self, message: str) -> None:
-        """End the stream as truncated, also under a caller that waits."""
-        if self._concluded or self._cut is not None:
+        """End the stream as truncated, also under a caller that waits or never reads."""
+        if self._concluded:
             return
         self._break(message, None)
         if self._filling is not None:
@@ -276,7 +280,6 @@ class ResponseStream:
         since = self._waiting_since
         if now >= self._deadline:
             self.cut("the request's deadline passed")
-            self._conclude()
         elif since is not None and now - since >= self._idle:
             self.cut(f"no event within {self._idle:g} s")
         else:

@@ -19,6 +19,7 @@ place. The pins are in ``tests/integration``: if a new Hypercorn works different
 # asyncio, because Hypercorn's asyncio server is what is changed here.
 import asyncio
 import socket
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -53,6 +54,16 @@ class Http1Config(Config):
         self.listener = listener
         self.head_seconds = head_seconds
         self.connections: weakref.WeakSet[Http1Protocol] = weakref.WeakSet()
+        self._dated = 0
+        self._own_headers: list[tuple[bytes, bytes]] = []
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        """Give the server's own answer headers, with a date that is written once a second."""
+        second = int(time.time())  # noqa: TID251 - a date in a header is the wall clock's
+        if second != self._dated:
+            self._own_headers = super().response_headers(protocol)
+            self._dated = second
+        return self._own_headers
 
     def create_sockets(self) -> Sockets:
         """Give Hypercorn the socket, without a detour over its number."""

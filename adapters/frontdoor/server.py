@@ -25,6 +25,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -38,6 +39,7 @@ from starlette.types import ASGIApp
 from adapters.frontdoor.body_limits import ExchangeLimits
 from adapters.frontdoor.border import ExchangeBorder
 from adapters.frontdoor.drain import Draining
+from adapters.frontdoor.garbage import tuned_for_serving
 from adapters.frontdoor.gate import MAX_HEADER_BYTES, MAX_TARGET_BYTES, FramingGate
 from adapters.frontdoor.http1_protocol import Http1Config, use_http1_only
 from adapters.frontdoor.lifespan import LifespanBorder, StartupError
@@ -298,18 +300,25 @@ class _Process:
     ) -> int:
         shutdown, hurry = anyio.Event(), anyio.Event()
         cut = 0
-        async with anyio.create_task_group() as group:
-            await group.start(self._listen_for_signals, shutdown, hurry)
-            cut = await serve(
-                app,
-                listener=listener,
-                settings=self._settings,
-                draining=self._draining,
-                shutdown=shutdown,
-                hurry=hurry,
-                on_started=on_started,
-            )
-            group.cancel_scope.cancel()
+
+        def started() -> None:
+            tuning.enter_context(tuned_for_serving())
+            if on_started is not None:
+                on_started()
+
+        with ExitStack() as tuning:
+            async with anyio.create_task_group() as group:
+                await group.start(self._listen_for_signals, shutdown, hurry)
+                cut = await serve(
+                    app,
+                    listener=listener,
+                    settings=self._settings,
+                    draining=self._draining,
+                    shutdown=shutdown,
+                    hurry=hurry,
+                    on_started=started,
+                )
+                group.cancel_scope.cancel()
         if self._second_signal is not None:
             return 128 + self._second_signal
         return EXIT_CUT if cut else EXIT_CLEAN

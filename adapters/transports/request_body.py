@@ -12,6 +12,10 @@ BODY_SLICE_BYTES: Final = 128 * 1_024
 
 async def content_of(request: httpx.Request) -> bytes:
     """Return the body of a request, reading it into memory where it is not there yet."""
+    if isinstance(request.stream, httpx.ByteStream):
+        # One piece of bytes; asking httpx for it would first raise `RequestNotRead`.
+        (content,) = request.stream
+        return content
     try:
         return request.content
     except httpx.RequestNotRead:

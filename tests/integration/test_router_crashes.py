@@ -308,7 +308,7 @@ def test_actor_that_is_down_is_passed_over(virtual_time: Virtual) -> None:
 
 async def until_state(router: Router, state: ActorState) -> None:
     """Wait until the first actor is in that state."""
-    while router.status().actors[0].state is not state:
+    while router.status().actors[0].state is not state:  # noqa: ASYNC110 - it has no event
         await anyio.sleep(0.05)
 
 

@@ -386,5 +386,5 @@ async def until(condition: Callable[[], bool], *, turns: int = 200) -> None:
             return
         await anyio.lowlevel.checkpoint()
     with anyio.fail_after(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - there is no event for any condition
             await anyio.sleep(0.005)

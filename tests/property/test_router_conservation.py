@@ -158,7 +158,10 @@ class Scenario:
                 count += 1
                 if count >= stays:
                     break
-        self.heard[Outcome.COMPLETED if stream.complete else Outcome.CANCELLED] += 1
+            else:
+                self.heard[Outcome.COMPLETED] += 1
+                return
+        self.heard[Outcome.CANCELLED] += 1
 
     async def run(self) -> None:
         """Play the scenario; the router may close in the middle of it."""
