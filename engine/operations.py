@@ -224,12 +224,7 @@ class Response:
     @property
     def text(self) -> str:
         """The text of the first choice; empty when there is none (tool calls, embeddings)."""
-        choices = self.body.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            return ""
-        message = choices[0].get("message")
-        text = message.get("content") if isinstance(message, dict) else choices[0].get("text")
-        return text if isinstance(text, str) else ""
+        return _first_text(self.body, "message")
 
     @property
     def usage(self) -> Usage | None:
@@ -243,6 +238,16 @@ class Response:
 ChatResponse = Response
 CompletionResponse = Response
 EmbeddingResponse = Response
+
+
+def _first_text(body: Mapping[str, Any], part: str) -> str:
+    """The text of the first choice: in `part` for chats, beside it for completions."""
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return ""
+    holder = choices[0].get(part)
+    text = holder.get("content") if isinstance(holder, dict) else choices[0].get("text")
+    return text if isinstance(text, str) else ""
 
 
 class Chunk:
@@ -276,12 +281,7 @@ class Chunk:
     @property
     def text(self) -> str:
         """The text that this chunk adds to the first choice; often empty."""
-        choices = self.body.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            return ""
-        delta = choices[0].get("delta")
-        text = delta.get("content") if isinstance(delta, dict) else choices[0].get("text")
-        return text if isinstance(text, str) else ""
+        return _first_text(self.body, "delta")
 
     @property
     def usage(self) -> Usage | None:

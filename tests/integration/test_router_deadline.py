@@ -26,6 +26,7 @@ from engine import (
     DeadlineExceededError,
     OverloadedError,
     Router,
+    RouterClosedError,
     SilentError,
     StreamTruncatedError,
 )
@@ -348,5 +349,27 @@ def test_reader_hears_although_the_source_hangs_in_its_clean_up(
             assert anyio.current_time() - start <= min(timeout, 4) + LATE
             await anyio.sleep(60)
         assert_settled(router, truncated=1)
+
+    virtual_time(main)
+
+
+def test_limits_are_watched_while_the_router_closes(virtual_time: Virtual) -> None:
+    """A caller hears by its deadline also when the router waits for a hanging adapter."""
+
+    async def main() -> None:
+        heard: list[float] = []
+
+        async def caller() -> None:
+            error, took = await ask(router, 2)
+            assert isinstance(error, (DeadlineExceededError, RouterClosedError))
+            heard.append(took)
+
+        async with anyio.create_task_group() as group:
+            async with make_router(ScriptedProvider("a", Hang(clean_up=50))) as router:
+                group.start_soon(caller)
+                await anyio.sleep(1)
+        assert len(heard) == 1
+        assert heard[0] <= 2 + LATE
+        assert router.status().ledger.in_flight == 0
 
     virtual_time(main)

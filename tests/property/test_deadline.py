@@ -126,3 +126,23 @@ def test_item_that_files_itself_again_does_not_stop_the_world(start: float, tick
         assert len(item.fired) == 1
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_clock_that_runs_slow_does_not_stop_the_world() -> None:
+    """A wake-up that comes a billionth too early asks an item again, not for ever at once."""
+
+    def slow_clock() -> float:
+        return anyio.current_time() * (1 - 1e-9)
+
+    async def main() -> None:
+        wheel = DeadlineWheel(slow_clock)
+        item = Again(1 - 1e-10, wheel)
+        async with anyio.create_task_group() as group:
+            group.start_soon(wheel.run)
+            wheel.add(item, item.when)
+            await anyio.sleep(2)
+            group.cancel_scope.cancel()
+        assert item.turns <= 5
+        assert len(item.fired) == 1
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
