@@ -97,6 +97,7 @@ class ProviderActor:
         self.state = ActorState.STARTING
         self.restarts = 0
         self.health = ProviderHealth()
+        self._rates = rate_limits or Unlimited()
         self._runner = AttemptRunner(
             provider,
             self.health,
@@ -104,12 +105,12 @@ class ProviderActor:
             rng=rng,
             wheel=wheel,
             telemetry=telemetry,
+            rates=self._rates,
             event=event,
         )
         self._clock = clock
         self._wheel = wheel
         self._event = event
-        self._rates = rate_limits or Unlimited()
         self._concurrency = provider.config.limits.concurrency
         self._group: TaskGroup | None = None
         self._context = contextvars.Context()

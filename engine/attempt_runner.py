@@ -12,6 +12,7 @@ from engine.envelope import Envelope
 from engine.errors import AdapterError, BrokenError, GatewayError, ProviderError
 from engine.operations import Chunk, Response
 from engine.resilience.health import ProviderHealth
+from engine.resilience.limits import RateLimits
 from engine.resilience.retry import may_repeat_here, repeating
 from engine.streaming import ResponseStream
 
@@ -39,6 +40,7 @@ class AttemptRunner:
         rng: Source of the jitter between repeats.
         wheel: Watches the limits.
         telemetry: Makes the spans.
+        rates: The provider's rate limits; a repeat counts like any other attempt.
         event: Makes an event of the running event loop.
     """
 
@@ -51,6 +53,7 @@ class AttemptRunner:
         rng: random.Random,
         wheel: DeadlineWheel,
         telemetry: Telemetry,
+        rates: RateLimits,
         event: Callable[[], anyio.Event] = anyio.Event,
     ) -> None:
         self._provider = provider
@@ -59,6 +62,7 @@ class AttemptRunner:
         self._rng = rng
         self._wheel = wheel
         self._telemetry = telemetry
+        self._rates = rates
         self._event = event
 
     async def run(self, envelope: Envelope) -> Response | ResponseStream:
@@ -80,11 +84,21 @@ class AttemptRunner:
 
     async def _repeat(self, envelope: Envelope, failure: GatewayError) -> Response | ResponseStream:
         first: list[GatewayError] = [failure]
+        # An envelope that was offered as a repeat was counted for it when it was offered.
+        counted = envelope.prior_failure is not None
 
         async def attempt() -> Response | ResponseStream:
+            nonlocal counted
             if first:
                 raise first.pop()
-            return await self._attempt(envelope)
+            if not counted:
+                await self._wait_for_rate(envelope)
+            counted = False
+            try:
+                return await self._attempt(envelope)
+            except GatewayError:
+                envelope.pause()
+                raise
 
         envelope.pause()
         return await repeating(
@@ -94,6 +108,12 @@ class AttemptRunner:
             clock=self._clock,
             rng=self._rng,
         )(attempt)
+
+    async def _wait_for_rate(self, envelope: Envelope) -> None:
+        """Wait until the provider's rate allows a repeat, at most until the deadline."""
+        while (wait := self._rates.wait_time()) > 0:  # noqa: ASYNC110 - time is what is awaited
+            await anyio.sleep(wait)
+        envelope.reserved_tokens += self._rates.take(envelope.request)
 
     async def _attempt(self, envelope: Envelope) -> Response | ResponseStream:
         """Make one call upstream, under its limits and a span."""

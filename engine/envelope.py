@@ -182,7 +182,8 @@ class Envelope(Attempt):
 
     def pause(self) -> None:
         """A backoff starts: only the deadline applies."""
-        self.wheel.move(self, self.deadline)
+        if self.open:
+            self.wheel.move(self, self.deadline)
 
     def failed(self, error: GatewayError, now: float) -> None:
         """Note that the running attempt failed; the envelope is not answered by that."""

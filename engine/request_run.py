@@ -301,7 +301,7 @@ class RequestRun:
     # ── the end ──────────────────────────────────────────────────────────────────
 
     def _settle_failure(self, error: BaseException) -> None:
-        if not isinstance(error, Exception) or not isinstance(error, GatewayError):
+        if not isinstance(error, Exception):
             # Cancelled by the caller, or something like a keyboard interrupt.
             outcome = Outcome.CANCELLED
         elif isinstance(error, (RejectedError, InvalidRequestError)) and not self.attempts:
