@@ -20,9 +20,11 @@ _RESERVED: Final = frozenset(
      "user-agent", "x-request-id", "connection", "transfer-encoding", "cookie"}
 )  # fmt: skip
 _NOT_PRINTABLE: Final = re.compile(r"[^\x21-\x7e]+")
-# Host names only: addresses in digits are left to httpx.URL.
+_OCTET: Final = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+# Host names and plain IPv4 addresses; what else there is is left to httpx.URL.
 _BASE_URL: Final = re.compile(
-    r"https?://[a-z_][a-z0-9_\-]{0,62}(?:\.[a-z0-9_\-]{1,63}){0,20}(?::(?P<port>\d{1,5}))?"
+    r"https?://(?:[a-z_][a-z0-9_\-]{0,62}(?:\.[a-z0-9_\-]{1,63}){0,20}"
+    rf"|{_OCTET}(?:\.{_OCTET}){{3}})(?::(?P<port>\d{{1,5}}))?"
     r"(?:/[a-z0-9_.~!$&'()*+,;=:%/\-]*)?",
     re.IGNORECASE,
 )
