@@ -305,7 +305,8 @@ class ProviderActor:
             await worker.wakeup.wait()
         finally:
             worker.wakeup = None
-            if worker in self._idle:
+            # Whoever gives it an envelope takes it off the list: no need to look through it.
+            if worker.envelope is None:
                 self._idle.remove(worker)
 
     async def _serve(self, envelope: Envelope) -> None:

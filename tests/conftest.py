@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import gc
+import inspect
 import os
 import random
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import anyio
 import pytest
+import sniffio
+import trio.lowlevel
 import trio.testing
+import uvloop
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -70,15 +78,20 @@ def virtual_time() -> Callable[..., None]:
     return run
 
 
-def _open_sockets() -> set[str]:
-    found = set()
+def pytest_sessionstart() -> None:
+    """Let libuv open the pipe that all its loops share, or the first test would be blamed."""
+    uvloop.new_event_loop().close()
+
+
+def _descriptors() -> Counter[str]:
+    """What this process holds open: sockets, pipes, files, event queues."""
+    found: Counter[str] = Counter()
     for entry in os.listdir("/proc/self/fd"):
         try:
-            target = os.readlink(f"/proc/self/fd/{entry}")
+            found[os.readlink(f"/proc/self/fd/{entry}")] += 1
         except OSError:
+            # The descriptor of the listing itself.
             continue
-        if target.startswith("socket:"):
-            found.add(target)
     return found
 
 
@@ -88,20 +101,19 @@ def _threads() -> set[threading.Thread]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves sockets, or threads that keep the process alive, open.
+    """Fail a test that leaves descriptors open, or threads that keep the process alive.
 
-    Tasks need no look of their own: anyio's task groups end theirs, and its test runner
-    cancels and reports what is left on the loop. The event loop's own sockets come with
-    the runner, so the comparison is made outside of it.
+    The event loop's own descriptors come with anyio's test runner, so the comparison is
+    made outside of it; tasks are looked at inside, by `pytest_pyfunc_call`.
     """
     if request.node.get_closest_marker("shares_a_server"):
         yield
         return
-    sockets, threads = _open_sockets(), _threads()
+    descriptors, threads = _descriptors(), _threads()
     yield
     end = time.perf_counter() + 2
     while True:
-        leaked = _open_sockets() - sockets
+        leaked = _descriptors() - descriptors
         stray = _threads() - threads
         if not leaked and not stray:
             return
@@ -109,4 +121,31 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
             break
         gc.collect()
         time.sleep(0.02)
-    pytest.fail(f"left behind: {len(leaked)} sockets, threads {sorted(t.name for t in stray)}")
+    pytest.fail(f"left behind: {dict(leaked)}, threads {sorted(t.name for t in stray)}")
+
+
+def _living_tasks() -> int:
+    """Tasks of the running event loop."""
+    if sniffio.current_async_library() == "trio":
+        return trio.lowlevel.current_statistics().tasks_living
+    return len(asyncio.all_tasks())
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """Fail an async test that leaves tasks behind on its event loop."""
+    test = pyfuncitem.obj
+    if inspect.iscoroutinefunction(test):
+
+        @functools.wraps(test)
+        async def without_leaks(*arguments: Any, **named: Any) -> None:
+            before = _living_tasks()
+            await test(*arguments, **named)
+            with anyio.move_on_after(2):
+                while _living_tasks() > before:  # noqa: ASYNC110 - nobody tells of a task's end
+                    await anyio.sleep(0.005)
+            left = _living_tasks() - before
+            assert left <= 0, f"left behind: {left} tasks"
+
+        pyfuncitem.obj = without_leaks
+    yield
