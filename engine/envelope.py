@@ -49,7 +49,6 @@ class State(Enum):
 
     WAITING = auto()
     RUNNING = auto()
-    STREAMING = auto()
     DONE = auto()
     ABANDONED = auto()
 

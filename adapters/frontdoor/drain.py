@@ -102,10 +102,6 @@ class Draining:
         """Wait until the server starts to go away."""
         await self._begun.wait()
 
-    async def wait_expired(self) -> None:
-        """Wait until the time for requests in flight is over."""
-        await self._expired.wait()
-
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
         while self._requests:
