@@ -14,6 +14,7 @@ GatewayError
 └── ProviderError                            an attempt failed; carries its error class
     ├── ConnectError                         connect
     ├── OverloadedError                      overloaded
+    │   └── ExhaustedError                   the same, because a quota or spending limit is used up
     ├── TransientError                       transient
     ├── SilentError                          silent
     ├── BrokenError                          broken
@@ -197,6 +198,8 @@ class ProviderError(GatewayError):
         provider: Name of the provider, or None where it is not known yet.
         upstream_status: HTTP status that the provider answered, or None.
         retry_after: Seconds that the provider asked to wait, or None.
+        should_retry: What the provider says of trying again (`x-should-retry`): False
+            forbids it, True allows it where it was open; None says nothing.
         body: The provider's `error` object, scrubbed of keys and addresses, or None.
     """
 
@@ -213,6 +216,7 @@ class ProviderError(GatewayError):
         replay: Replay | None = None,
         upstream_status: int | None = None,
         retry_after: float | None = None,
+        should_retry: bool | None = None,
         status: int | None = None,
         type: str | None = None,  # noqa: A002 - the wire's word
         code: str | None = None,
@@ -224,6 +228,7 @@ class ProviderError(GatewayError):
         self.replay = replay or self.default_replay
         self.upstream_status = upstream_status
         self.retry_after = retry_after
+        self.should_retry = should_retry
         self.param = param
         self.body = body
         if status is not None:
@@ -250,6 +255,12 @@ class OverloadedError(ProviderError):
     status = 503
     type = "overloaded_error"
     code: str | None = "provider_overloaded"
+
+
+class ExhaustedError(OverloadedError):
+    """A quota or a spending limit is used up: waiting a moment does not help."""
+
+    code: str | None = "provider_exhausted"
 
 
 class TransientError(ProviderError):

@@ -8,26 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+import engine.config
 from adapters.configuration.defaults import DEFAULTABLE
-from engine.config import (
-    GatewayConfig,
-    LimitsConfig,
-    ModelConfig,
-    ProviderConfig,
-    RetriesConfig,
-    ServerConfig,
-    TargetConfig,
-    TelemetryConfig,
-    TimeoutsConfig,
-)
+from engine.config import ConfigurationModel, GatewayConfig
 from engine.factory import ProviderFactory
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-_MODELS: tuple[type[BaseModel], ...] = (
-    GatewayConfig, LimitsConfig, ModelConfig, ProviderConfig, RetriesConfig, ServerConfig,
-    TargetConfig, TelemetryConfig, TimeoutsConfig,
-)  # fmt: skip
 _ATTRIBUTE = re.compile(r"^(\w+): (.*)$")
 
 
@@ -39,10 +26,11 @@ def config_schema() -> dict[str, Any]:
     """
     schema = GatewayConfig.model_json_schema()
     definitions: dict[str, Any] = schema["$defs"]
-    for model in _MODELS:
-        target = schema if model is GatewayConfig else definitions.get(model.__name__)
-        if target is not None:
-            _describe(target, model)
+    _describe(schema, GatewayConfig)
+    for name, definition in definitions.items():
+        model = getattr(engine.config, name, None)
+        if isinstance(model, type) and issubclass(model, ConfigurationModel):
+            _describe(definition, model)
     provider = definitions["ProviderConfig"]
     provider["properties"]["type"]["examples"] = ProviderFactory.known_types()
     definitions["DefaultsConfig"] = {

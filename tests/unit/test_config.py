@@ -16,9 +16,10 @@ def read(**settings: Any) -> GatewayConfig:
 def test_defaults_of_a_provider() -> None:
     """The settings that applications know have the defaults that they know."""
     config = ProviderConfig(name="a", type="openai")
-    assert config.model_dump(exclude={"timeouts", "limits", "options"}) == {
+    assert config.model_dump(exclude={"timeouts", "limits", "ejection", "options"}) == {
         "name": "a", "type": "openai", "base_url": None, "api_key_env": None, "timeout": 30.0,
         "max_retries": 3, "weight": 1.0, "enabled": True,
+        "health_check": None,
     }  # fmt: skip
 
 
@@ -109,3 +110,41 @@ def test_errors_do_not_show_what_was_written() -> None:
     with pytest.raises(ValidationError) as caught:
         read(providers=[{"name": "a", "type": "mock", "api_key": "sk-secret"}])
     assert "sk-secret" not in str(caught.value)
+
+
+def models(**fallbacks: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """One model for each name, with its fallbacks."""
+    return [
+        {"name": name, "targets": [{"provider": "a"}], "fallbacks": others}
+        for name, others in fallbacks.items()
+    ]
+
+
+def test_fallbacks_may_branch_and_meet() -> None:
+    """Two ways to the same model are no circle."""
+    found = read(
+        models=models(chat={"error": ["small", "long"]}, long={"error": ["small"]}, small={})
+    )
+    assert found.models[0].fallbacks.names == ("small", "long")
+
+
+def test_fallbacks_in_a_circle_are_refused() -> None:
+    """The whole circle is named, over causes too."""
+    with pytest.raises(ValidationError, match="a -> b -> c -> a"):
+        read(
+            models=models(
+                a={"error": ["b"]}, b={"context_length": ["c"]}, c={"content_filter": ["a"]}
+            )
+        )
+
+
+def test_a_model_that_falls_back_to_itself_is_refused() -> None:
+    """The shortest circle."""
+    with pytest.raises(ValidationError, match="a -> a"):
+        read(models=models(a={"error": ["a"]}))
+
+
+def test_a_fallback_to_an_unknown_model_is_refused() -> None:
+    """The known ones are named."""
+    with pytest.raises(ValidationError, match="'x' is no model here \\(known: a\\)"):
+        read(models=models(a={"error": ["x"]}))
