@@ -1,5 +1,6 @@
 """How long one call may take at each step, how many run at once, and how that is read off."""
 
+import functools
 from typing import Final, NamedTuple
 
 import anyio
@@ -53,11 +54,19 @@ def limits_of(request: httpx.Request) -> CallLimits:
     given = request.extensions.get("timeout")
     if not given:
         return DEFAULT_LIMITS
+    get = given.get
+    return _bounded(get("connect"), get("read"), get("write"), get("pool"))
+
+
+@functools.lru_cache(maxsize=256)  # a provider's calls mostly have the same limits
+def _bounded(
+    connect: float | None, read: float | None, write: float | None, pool: float | None
+) -> CallLimits:
     return CallLimits(
-        connect=_finite(given.get("connect"), DEFAULT_LIMITS.connect),
-        read=_finite(given.get("read"), DEFAULT_LIMITS.read),
-        write=_finite(given.get("write"), DEFAULT_LIMITS.write),
-        pool=_finite(given.get("pool"), DEFAULT_LIMITS.pool),
+        connect=_finite(connect, DEFAULT_LIMITS.connect),
+        read=_finite(read, DEFAULT_LIMITS.read),
+        write=_finite(write, DEFAULT_LIMITS.write),
+        pool=_finite(pool, DEFAULT_LIMITS.pool),
     )
 
 

@@ -2,26 +2,47 @@
 
 import threading
 import weakref
+from typing import Protocol
 
 import httpx
 
-from adapters.transports.aiohttp import AiohttpTransport
+from adapters.transports.http1 import Http1Transport
 from adapters.transports.httpx_pool import HttpxPoolTransport
 from adapters.transports.limits import DEFAULT_CONCURRENT_CALLS, PoolStatistics
 from adapters.transports.per_loop import required_loop, running_loop, running_on_trio
 
 
-class SharedTransport(httpx.AsyncBaseTransport):
-    """Sends with aiohttp on asyncio and with httpx's pools on trio, whichever is running."""
+class CountingTransport(Protocol):
+    """A transport that can say how much of it is in use; all that we ship can."""
 
-    def __init__(self, *, limit: int = DEFAULT_CONCURRENT_CALLS) -> None:
+    def statistics(self) -> PoolStatistics:
+        """Return the use of the running loop's slots."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request."""
+
+    async def aclose(self) -> None:
+        """Close the running loop's connections."""
+
+
+class SharedTransport(httpx.AsyncBaseTransport):
+    """Sends with `Http1Transport` on asyncio and with httpx's pools on trio, as is running."""
+
+    def __init__(
+        self,
+        *,
+        limit: int = DEFAULT_CONCURRENT_CALLS,
+        on_asyncio: CountingTransport | None = None,
+    ) -> None:
         """Make both transports; neither opens anything before its first request.
 
         Args:
             limit: Calls that may run at once on one event loop.
+            on_asyncio: What sends there instead, such as an `AiohttpTransport`; it has a limit
+                of its own.
         """
-        self._on_asyncio = AiohttpTransport(limit=limit)
-        self._on_trio = HttpxPoolTransport(limit=limit)
+        self._on_asyncio: CountingTransport = on_asyncio or Http1Transport(limit=limit)
+        self._on_trio: CountingTransport = HttpxPoolTransport(limit=limit)
 
     def __repr__(self) -> str:
         """Name both."""
@@ -36,7 +57,7 @@ class SharedTransport(httpx.AsyncBaseTransport):
         return self._here().statistics()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; see `AiohttpTransport` and `HttpxPoolTransport`.
+        """Send a request; see `Http1Transport` and `HttpxPoolTransport`.
 
         Raises:
             httpx.TransportError: What those two raise, with the same meaning.
@@ -48,7 +69,7 @@ class SharedTransport(httpx.AsyncBaseTransport):
         """Close the running loop's connections, whoever uses them; a lease asks who does."""
         await self._here().aclose()
 
-    def _here(self) -> AiohttpTransport | HttpxPoolTransport:
+    def _here(self) -> CountingTransport:
         return self._on_trio if running_on_trio() else self._on_asyncio
 
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from adapters.transports.aiohttp import AiohttpTransport
+from adapters.transports.http1 import Http1Transport
 from adapters.transports.httpx_pool import HttpxPoolTransport
 from adapters.transports.sharing import SharedTransport
 
@@ -25,12 +26,15 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TRANSPORTS: dict[str, Callable[..., httpx.AsyncBaseTransport]] = {
     "aiohttp": AiohttpTransport,
+    "http1": Http1Transport,
     "httpx_pool": HttpxPoolTransport,
     "shared": SharedTransport,
 }
 SHIPPED = [
     ("aiohttp", "asyncio"),
     ("aiohttp", "uvloop"),
+    ("http1", "asyncio"),
+    ("http1", "uvloop"),
     ("httpx_pool", "asyncio"),
     ("httpx_pool", "uvloop"),
     ("httpx_pool", "trio"),

@@ -3,10 +3,8 @@
 import errno
 import socket
 import ssl
-from typing import Any
 
 import aiohttp
-import anyio
 import httpx
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
@@ -110,62 +108,6 @@ def test_system_words_are_found_behind_wrappers() -> None:
     group = ExceptionGroup("several addresses", [inner, OSError(errno.EPERM, "x")])
     assert system_words(caused_by(OSError("secret"), group)) == "Network is unreachable"
     assert system_words(ValueError("secret")) == ""
-
-
-async def test_answer_dropped_unread_gives_its_slot_back(
-    small_transport: Any, build: Any, serve: Any, until: Any
-) -> None:
-    """An answer that is forgotten, neither read nor closed, keeps no slot."""
-
-    def script(peer: Any) -> None:
-        peer.read_request()
-        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello")
-        peer.wait_until_closed()
-
-    upstream = serve(script)
-    response = await small_transport.handle_async_request(build(upstream.url))
-    assert small_transport.statistics().in_flight == 1
-    del response
-    await until(lambda: small_transport.statistics().in_flight == 0)
-    await until(upstream.peers[0].closed.is_set)
-
-
-async def test_call_that_waited_for_a_closed_session_uses_a_new_one(
-    small_transport: Any, build: Any, serve: Any, read_all: Any, until: Any
-) -> None:
-    """Closing the transport while a call waits for a slot moves that call, and fails the rest."""
-
-    def script(peer: Any) -> None:
-        if not peer.read_request():
-            return
-        if peer.number < 20:
-            peer.wait_until_closed()
-        else:
-            peer.answer()
-
-    upstream = serve(script)
-    failures: list[type[Exception]] = []
-
-    async def fail() -> None:
-        try:
-            await small_transport.handle_async_request(build(upstream.url))
-        except httpx.TransportError as error:
-            failures.append(type(error))
-
-    async def wait() -> None:
-        response = await small_transport.handle_async_request(build(upstream.url, pool=10))
-        assert await read_all(response) == b"{}"
-
-    with anyio.fail_after(10):
-        async with anyio.create_task_group() as tasks:
-            for _ in range(20):
-                tasks.start_soon(fail)
-            await until(lambda: len(upstream.requests) == 20, seconds=5)
-            tasks.start_soon(wait)
-            await until(lambda: small_transport.statistics().waiting == 1)
-            await small_transport.aclose()
-    assert len(failures) == 20
-    assert set(failures) <= {httpx.RemoteProtocolError, httpx.ReadError}
 
 
 def test_no_loop_is_a_plain_mistake() -> None:

@@ -91,7 +91,13 @@ async def test_cancelled_tls_handshake_closes_the_upstream(
 @pytest.mark.parametrize("answer", [BEFORE_HEADERS, IN_THE_BODY], ids=["headers", "body"])
 @pytest.mark.parametrize(
     "shipped",
-    [("aiohttp", "asyncio"), ("aiohttp", "uvloop"), ("httpx_pool", "asyncio")],
+    [
+        ("aiohttp", "asyncio"),
+        ("aiohttp", "uvloop"),
+        ("http1", "asyncio"),
+        ("http1", "uvloop"),
+        ("httpx_pool", "asyncio"),
+    ],
     ids="-".join,
     indirect=True,
 )
@@ -197,3 +203,69 @@ async def test_waiting_call_gets_the_slot_that_is_freed(
                 first.cancel()
         await until(lambda: len(upstream.requests) == 21, seconds=5)
         tasks.cancel_scope.cancel()
+
+
+ON_ASYNCIO = pytest.mark.parametrize(
+    "shipped",
+    [("aiohttp", "asyncio"), ("aiohttp", "uvloop"), ("http1", "asyncio"), ("http1", "uvloop")],
+    ids="-".join,
+    indirect=True,
+)
+
+
+@ON_ASYNCIO
+async def test_answer_dropped_unread_gives_its_slot_back(
+    small_transport: Any, build: Any, serve: Any, until: Any
+) -> None:
+    """An answer that is forgotten, neither read nor closed, keeps no slot."""
+
+    def script(peer: Any) -> None:
+        peer.read_request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello")
+        peer.wait_until_closed()
+
+    upstream = serve(script)
+    response = await small_transport.handle_async_request(build(upstream.url))
+    assert small_transport.statistics().in_flight == 1
+    del response
+    await until(lambda: small_transport.statistics().in_flight == 0)
+    await until(upstream.peers[0].closed.is_set)
+
+
+@ON_ASYNCIO
+async def test_call_that_waited_for_a_closed_session_uses_a_new_one(
+    small_transport: Any, build: Any, serve: Any, read_all: Any, until: Any
+) -> None:
+    """Closing the transport while a call waits for a slot moves that call, and fails the rest."""
+
+    def script(peer: Any) -> None:
+        if not peer.read_request():
+            return
+        if peer.number < 20:
+            peer.wait_until_closed()
+        else:
+            peer.answer()
+
+    upstream = serve(script)
+    failures: list[type[Exception]] = []
+
+    async def fail() -> None:
+        try:
+            await small_transport.handle_async_request(build(upstream.url))
+        except httpx.TransportError as error:
+            failures.append(type(error))
+
+    async def wait() -> None:
+        response = await small_transport.handle_async_request(build(upstream.url, pool=10))
+        assert await read_all(response) == b"{}"
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(fail)
+            await until(lambda: len(upstream.requests) == 20, seconds=5)
+            tasks.start_soon(wait)
+            await until(lambda: small_transport.statistics().waiting == 1)
+            await small_transport.aclose()
+    assert len(failures) == 20
+    assert set(failures) <= {httpx.RemoteProtocolError, httpx.ReadError}

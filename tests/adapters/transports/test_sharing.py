@@ -11,8 +11,9 @@ import anyio
 import httpx
 import pytest
 
+from adapters.transports.aiohttp import AiohttpTransport
 from adapters.transports.per_loop import PerLoop
-from adapters.transports.sharing import TransportLease, share_transport
+from adapters.transports.sharing import SharedTransport, TransportLease, share_transport
 
 
 @pytest.fixture(
@@ -85,6 +86,13 @@ def test_leases_may_be_taken_from_many_threads() -> None:
     for thread in threads:
         thread.join()
     assert len({id(lease.transport) for lease in taken}) == 1
+
+
+def test_another_transport_can_be_put_in_on_asyncio() -> None:
+    """What sends on asyncio is a choice of whoever makes the transport."""
+    chosen = SharedTransport(on_asyncio=AiohttpTransport(limit=7))
+    assert "asyncio=AiohttpTransport(limit=7)" in repr(chosen)
+    assert "asyncio=Http1Transport(limit=7)" in repr(SharedTransport(limit=7))
 
 
 async def test_last_lease_closes_the_connections(ask: Any, upstream: Any, until: Any) -> None:
