@@ -24,10 +24,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import anyio
 import anyio.abc
@@ -41,7 +41,8 @@ from adapters.frontdoor.border import ExchangeBorder
 from adapters.frontdoor.drain import Draining
 from adapters.frontdoor.garbage import tuned_for_serving
 from adapters.frontdoor.gate import MAX_HEADER_BYTES, MAX_TARGET_BYTES, FramingGate
-from adapters.frontdoor.http1_protocol import Http1Config, use_http1_only
+from adapters.frontdoor.http1_config import Http1Config
+from adapters.frontdoor.http1_protocol import use_http1_only
 from adapters.frontdoor.lifespan import LifespanBorder, StartupError
 from adapters.frontdoor.listening_socket import DEFAULT_BACKLOG
 from adapters.frontdoor.quiet_loop import QuietLoop
@@ -198,6 +199,8 @@ def run_server(
     settings: ServerSettings | None = None,
     draining: Draining | None = None,
     on_started: Callable[[], None] | None = None,
+    beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ends_process: bool = False,
 ) -> int:
     """Run the server as the work of this process, until SIGTERM or SIGINT.
 
@@ -210,6 +213,8 @@ def run_server(
         settings: times and limits.
         draining: shared with the app, if it wants to read it.
         on_started: called once connections are accepted.
+        beside: run from then on until the server has ended, drain included; then cancelled.
+        ends_process: the caller ends the process after this; the watchdog sees to that, too.
 
     Returns:
         The exit code: 0 after a clean drain, 1 when requests were cancelled at its end, 128 plus
@@ -225,11 +230,13 @@ def run_server(
             app,
             listener,
             on_started,
+            beside,
             backend="asyncio",
             backend_options={"use_uvloop": _has_uvloop()},
         )
     finally:
-        process.watchdog.cancel()
+        if not ends_process:
+            process.watchdog.cancel()
 
 
 class _Ending:
@@ -253,7 +260,8 @@ class _Ending:
         """Wait for the order, drain with patience, then without."""
         await shutdown.wait()
         async with anyio.create_task_group() as group:
-            group.start_soon(self._be_patient, group.cancel_scope)
+            if not hurry.is_set():
+                group.start_soon(self._be_patient, group.cancel_scope)
             await hurry.wait()
             group.cancel_scope.cancel()
         self.cut = self._draining.cut()
@@ -264,8 +272,9 @@ class _Ending:
 
     async def _be_patient(self, scope: anyio.CancelScope) -> None:
         """Let everybody finish who can; cancels the scope when there is no more to wait for."""
-        settings = self._settings
-        draining = self._draining
+        settings, draining = self._settings, self._draining
+        drain_seconds = draining.patience(settings.drain_seconds)
+        self._config.graceful_timeout = _beyond(settings, drain_seconds)
         draining.begin()
         logger.info("draining: %d requests in flight", draining.in_flight)
         await anyio.sleep(settings.pre_stop_seconds)
@@ -273,7 +282,7 @@ class _Ending:
         if draining.served_within(settings.keep_alive_seconds):
             await anyio.sleep(_FAREWELL_SECONDS)
         self._stop.set()
-        with anyio.move_on_after(settings.drain_seconds):
+        with anyio.move_on_after(drain_seconds):
             await draining.wait_idle()
         if draining.in_flight:
             logger.warning("drain time is over: ending %d requests", draining.in_flight)
@@ -297,6 +306,7 @@ class _Process:
         app: ASGIApp,
         listener: socket.socket,
         on_started: Callable[[], None] | None,
+        beside: Callable[[], Coroutine[Any, Any, None]] | None,
     ) -> int:
         shutdown, hurry = anyio.Event(), anyio.Event()
         cut = 0
@@ -305,6 +315,8 @@ class _Process:
             tuning.enter_context(tuned_for_serving())
             if on_started is not None:
                 on_started()
+            if beside is not None:
+                group.start_soon(beside)
 
         with ExitStack() as tuning:
             async with anyio.create_task_group() as group:
@@ -336,8 +348,7 @@ class _Process:
             async for number in signals:
                 if not shutdown.is_set():
                     shutdown.set()
-                    patience = settings.pre_stop_seconds + settings.drain_seconds
-                    self._watch(patience + _WATCHDOG_MARGIN)
+                    self._watch(_beyond(settings, self._draining.patience(settings.drain_seconds)))
                 elif not hurry.is_set():
                     self._second_signal = int(number)
                     hurry.set()
@@ -380,6 +391,10 @@ def _hypercorn_config(listener: socket.socket, settings: ServerSettings) -> Http
     config.shutdown_timeout = settings.shutdown_seconds
     # More than the gate allows, so that it is the gate that answers, and it says why.
     config.h11_max_incomplete_size = 2 * (MAX_HEADER_BYTES + MAX_TARGET_BYTES)
-    # Later than every step of our own drain.
-    config.graceful_timeout = settings.pre_stop_seconds + settings.drain_seconds + _WATCHDOG_MARGIN
+    config.graceful_timeout = _beyond(settings, settings.drain_seconds)
     return config
+
+
+def _beyond(settings: ServerSettings, drain_seconds: float) -> float:
+    """Seconds from the order to stop to an instant later than every step of our own drain."""
+    return settings.pre_stop_seconds + drain_seconds + _WATCHDOG_MARGIN
