@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 
 class Weighted(Protocol):
@@ -12,12 +12,17 @@ class Weighted(Protocol):
 
     @property
     def weight(self) -> float:
-        """Its share, relative to the others; above 0."""
+        """How many requests it gets, relative to the others; above 0."""
         ...
 
     @property
     def load(self) -> float:
         """Requests that it has in hand or in its queue."""
+        ...
+
+    @property
+    def share(self) -> float:
+        """The part of its weight that counts now: above 0, and 1 but for a slow start."""
         ...
 
 
@@ -28,8 +33,16 @@ class Balancer(ABC, Generic[TargetT]):
     """Picks among a fixed set of targets, all with a weight above 0.
 
     Weights are a snapshot: a change makes a new balancer, so that a pick never sees half
-    of it. A pick never waits.
+    of it. Shares change with time; each pick reads them. What counts is weight times share.
+    A pick never waits.
+
+    Attributes:
+        remembers: Whether a pick hangs on more than weights, shares and chance.
+        targets: The targets.
+        drawn: The random numbers of the last pick, in the order in which they were drawn.
     """
+
+    remembers: ClassVar[bool] = False
 
     def __init__(self, targets: Sequence[TargetT]) -> None:
         """Take the snapshot.
@@ -44,7 +57,12 @@ class Balancer(ABC, Generic[TargetT]):
             msg = "a balancer's targets must have weights above 0"
             raise ValueError(msg)
         self.targets = tuple(targets)
+        self.drawn: tuple[float, ...] = ()
 
     @abstractmethod
     def pick(self, eligible: Callable[[TargetT], bool]) -> TargetT | None:
         """Pick one of the targets for which `eligible` holds; None if it holds for none."""
+
+    def memory(self) -> dict[str, list[float]]:
+        """What the next pick hangs on beside weights, shares and chance; empty if nothing."""
+        return {}

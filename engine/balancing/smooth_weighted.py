@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from engine.balancing.balancer import Balancer, TargetT
 
@@ -10,14 +11,17 @@ from engine.balancing.balancer import Balancer, TargetT
 class SmoothWeighted(Balancer[TargetT]):
     """Smooth weighted round robin, as nginx does it (its commit 52327e0, 2012).
 
-    At each pick every eligible target gains its weight; the one with the most is picked
-    and pays the sum. Over any n picks with all eligible, a target of share s is picked
-    at least s·n - 1 and at most s·n + 1 times for two targets; in general the error
-    stays below the number of targets and is zero after each full cycle.
+    At each pick every eligible target gains its weight (times its share); the one with the
+    most is picked and pays the sum. Over any n picks with all eligible, a target that has
+    the part p of all weights is picked at least p·n - 1 and at most p·n + 1 times for two
+    targets; in general the error stays below the number of targets and is zero after each
+    full cycle.
 
     Args:
         targets: The targets.
     """
+
+    remembers: ClassVar[bool] = True
 
     def __init__(self, targets: Sequence[TargetT]) -> None:
         super().__init__(targets)
@@ -31,11 +35,16 @@ class SmoothWeighted(Balancer[TargetT]):
         for index, target in enumerate(self.targets):
             if not eligible(target):
                 continue
-            total += target.weight
-            credit[index] += target.weight
+            weight = target.weight * target.share
+            total += weight
+            credit[index] += weight
             if best < 0 or credit[index] > credit[best]:
                 best = index
         if best < 0:
             return None
         credit[best] -= total
         return self.targets[best]
+
+    def memory(self) -> dict[str, list[float]]:
+        """How far each target is behind its share."""
+        return {"credit": list(self._credit)}

@@ -18,7 +18,8 @@ class WeightedRandom(Balancer[TargetT]):
     """Draws from running totals made once: a pick is one bisection.
 
     A draw that falls on a target that is not eligible is drawn again, which gives exactly
-    the distribution of the weights over the eligible ones (rejection sampling).
+    the distribution of the weights over the eligible ones (rejection sampling). One that
+    falls on a target of share s is kept with chance s: exactly weight times share counts.
 
     Args:
         targets: The targets.
@@ -35,15 +36,28 @@ class WeightedRandom(Balancer[TargetT]):
 
     def pick(self, eligible: Callable[[TargetT], bool]) -> TargetT | None:
         """Pick an eligible target by its weight."""
+        drawn: tuple[float, ...] = ()
         for _ in range(DRAWS):
-            index = bisect_right(self._totals, self._random() * self._total, 0, self._last)
-            target = self.targets[index]
+            draw = self._random()
+            drawn += (draw,)
+            target = self.targets[bisect_right(self._totals, draw * self._total, 0, self._last)]
             if eligible(target):
-                return target
+                share = target.share
+                if share >= 1:
+                    self.drawn = drawn
+                    return target
+                accepted = self._random()
+                drawn += (accepted,)
+                if accepted < share:
+                    self.drawn = drawn
+                    return target
+        self.drawn = drawn
         return self._pick_filtered([target for target in self.targets if eligible(target)])
 
     def _pick_filtered(self, targets: list[TargetT]) -> TargetT | None:
         if not targets:
             return None
-        totals = list(accumulate(target.weight for target in targets))
-        return targets[bisect_right(totals, self._random() * totals[-1], 0, len(totals) - 1)]
+        totals = list(accumulate(target.weight * target.share for target in targets))
+        draw = self._random()
+        self.drawn += (draw,)
+        return targets[bisect_right(totals, draw * totals[-1], 0, len(totals) - 1)]

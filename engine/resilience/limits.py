@@ -50,6 +50,10 @@ class Unlimited:
         """Do nothing."""
 
 
+UNLIMITED = Unlimited()
+"""The one that all providers without a limit share: it has no state."""
+
+
 class RequestRate:
     """Requests per minute, by aiolimiter's leaky bucket.
 
@@ -167,7 +171,7 @@ def rate_limits(name: str, limits: LimitsConfig, clock: Callable[[], float]) -> 
         ConfigurationError: If a request rate is asked for on trio, where aiolimiter cannot run.
     """
     if limits.requests_per_minute is None and limits.tokens_per_minute is None:
-        return Unlimited()
+        return UNLIMITED
     if limits.requests_per_minute is not None and sniffio.current_async_library() != "asyncio":
         msg = (
             f"provider {name!r}: limits.requests_per_minute works on asyncio only; "

@@ -9,14 +9,26 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
-from engine.errors import ErrorClass, GatewayError, ProviderError, Replay
+from engine.errors import (
+    ContentFilterError,
+    ContextLengthError,
+    ErrorClass,
+    ExhaustedError,
+    GatewayError,
+    NoProviderAvailableError,
+    ProviderClosedError,
+    ProviderError,
+    Replay,
+)
 
 if TYPE_CHECKING:
     from tenacity import AsyncRetrying, RetryCallState
+
+FallbackCause = Literal["error", "context_length", "content_filter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +64,16 @@ BACKOFF_CAP = 2.0
 
 
 def may_repeat_here(error: BaseException | None, *, repeat_maybe_accepted: bool) -> bool:
-    """Whether the provider that failed like this may be asked again."""
+    """Whether the provider that failed like this may be asked again.
+
+    Never where a quota is used up, or the provider is out of rotation: no backoff of
+    seconds brings it back.
+    """
     return (
         isinstance(error, ProviderError)
+        and not isinstance(error, (ExhaustedError, ProviderClosedError))
         and RETRY_RULES[error.error_class].same_provider
-        and (error.replay is Replay.NOT_ACCEPTED or repeat_maybe_accepted)
+        and _may_be_tried_again(error, repeat_maybe_accepted)
     )
 
 
@@ -65,8 +82,32 @@ def may_go_elsewhere(error: BaseException | None, *, repeat_maybe_accepted: bool
     return (
         isinstance(error, ProviderError)
         and RETRY_RULES[error.error_class].another_provider
-        and (error.replay is Replay.NOT_ACCEPTED or repeat_maybe_accepted)
+        and _may_be_tried_again(error, repeat_maybe_accepted)
     )
+
+
+def _may_be_tried_again(error: ProviderError, repeat_maybe_accepted: bool) -> bool:
+    """Replay safety, and what the provider itself says of trying again.
+
+    `x-should-retry: false` always wins: OpenAI's and Anthropic's clients obey it. `true`
+    says that a request which may have been accepted was not, and says it of nothing else.
+    """
+    if error.should_retry is False:
+        return False
+    if error.replay is Replay.MAYBE_ACCEPTED:
+        return repeat_maybe_accepted or error.should_retry is True
+    return error.replay is Replay.NOT_ACCEPTED or repeat_maybe_accepted
+
+
+def fallback_cause(error: BaseException, *, repeat_maybe_accepted: bool) -> FallbackCause | None:
+    """Which fallbacks a model's failure leads to; None where no other model may be asked."""
+    if isinstance(error, ContextLengthError):
+        return "context_length"
+    if isinstance(error, ContentFilterError):
+        return "content_filter"
+    if isinstance(error, NoProviderAvailableError):
+        return "error"
+    return "error" if may_go_elsewhere(error, repeat_maybe_accepted=repeat_maybe_accepted) else None
 
 
 def backoff(repeat: int, error: GatewayError | None, rng: random.Random) -> float:
@@ -93,6 +134,7 @@ def repeating(
     repeat_maybe_accepted: bool,
     clock: Callable[[], float],
     rng: random.Random,
+    permit: Callable[[ProviderError], bool] = lambda _: True,
 ) -> AsyncRetrying:
     """A fresh tenacity object for the repeats of one request at one provider.
 
@@ -105,6 +147,8 @@ def repeating(
         repeat_maybe_accepted: Whether a possibly executed request may be repeated.
         clock: The router's clock.
         rng: Source of the jitter.
+        permit: Asked last, with the failure, before each wait: whether the retry budget
+            allows the repeat. What it takes is the repeat's, its wait included.
     """
     # Imported by the first repeat: it costs 10 ms, and most processes' first request succeeds.
     from tenacity import AsyncRetrying, retry_if_exception  # noqa: PLC0415
@@ -115,7 +159,10 @@ def repeating(
         return backoff(state.attempt_number, error, rng)
 
     def stop(state: RetryCallState) -> bool:
-        return state.attempt_number > repeats or clock() + state.upcoming_sleep >= deadline
+        if state.attempt_number > repeats or clock() + state.upcoming_sleep >= deadline:
+            return True
+        failure = state.outcome.exception() if state.outcome else None
+        return not (isinstance(failure, ProviderError) and permit(failure))
 
     def retry(error: BaseException) -> bool:
         return may_repeat_here(error, repeat_maybe_accepted=repeat_maybe_accepted)

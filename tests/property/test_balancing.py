@@ -46,6 +46,7 @@ class Target:
     name: int
     weight: float
     load: float = 0.0
+    share: float = 1.0
 
 
 def targets(weights: list[float]) -> list[Target]:
@@ -103,6 +104,27 @@ def test_shares_over_the_eligible_are_renormalised(excluded: list[int], rng: ran
         counts[target.name] += 1
     rest = {name: weight for name, weight in enumerate(weights) if name not in excluded}
     assert_shares(counts, rest, PICKS)
+
+
+@pytest.mark.parametrize("excluded", [[], [0], [3]])
+@pytest.mark.parametrize(
+    "shares", [[0.1, 1, 1, 1], [0.5, 0.25, 1, 1], [0.1, 0.1, 0.1, 0.1], [0.01, 1, 0.01, 0.01]]
+)
+def test_shares_of_slow_start_count_exactly(
+    shares: list[float], excluded: list[int], rng: random.Random
+) -> None:
+    """What is picked follows weight times share, whether or not some are not eligible."""
+    made = targets([5.0, 3.0, 1.0, 10.0])
+    for slow, share in zip(made, shares, strict=True):
+        slow.share = share
+    balancer = WeightedRandom(made, rng)
+    counts: Counter[int] = Counter()
+    for _ in range(PICKS):
+        target = balancer.pick(lambda t: t.name not in excluded)
+        assert target is not None
+        counts[target.name] += 1
+    effective = {t.name: t.weight * t.share for t in made if t.name not in excluded}
+    assert_shares(counts, effective, PICKS)
 
 
 def test_permutation_of_the_targets_permutes_the_shares(rng: random.Random) -> None:
@@ -191,3 +213,41 @@ def test_least_loaded_picks_the_smallest_load_for_its_weight(
     picked = LeastLoaded(made, random.Random(seed)).pick(everybody)
     assert picked is not None
     assert (picked.load + 1) / picked.weight == min((t.load + 1) / t.weight for t in made)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(1, 10)), min_size=1, max_size=8),
+)
+def test_smooth_shares_are_exact_in_slow_start(given_targets: list[tuple[int, int]]) -> None:
+    """The bound holds for weight times share as it does for the weight alone."""
+    made = [
+        Target(n, weight, share=tenths / 10) for n, (weight, tenths) in enumerate(given_targets)
+    ]
+    effective = [target.weight * target.share for target in made]
+    balancer = SmoothWeighted(made)
+    counts: Counter[int] = Counter()
+    for picks in range(1, 300):
+        counts[pick(balancer)] += 1
+        for name, weight in enumerate(effective):
+            error = abs(counts[name] - picks * weight / sum(effective))
+            assert error < max(1, len(made) - 1) + 1e-6
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.1, 100), st.floats(0.1, 1), st.integers(0, 50)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(),
+)
+def test_least_loaded_heeds_slow_start(
+    given_targets: list[tuple[float, float, int]], seed: int
+) -> None:
+    """Nobody with less work for its weight and share is passed over."""
+    made = [Target(n, w, load, share) for n, (w, share, load) in enumerate(given_targets)]
+    picked = LeastLoaded(made, random.Random(seed)).pick(everybody)
+    assert picked is not None
+    assert (picked.load + 1) / (picked.weight * picked.share) == min(
+        (t.load + 1) / (t.weight * t.share) for t in made
+    )

@@ -18,6 +18,7 @@ class Target:
     name: str
     weight: float = 1.0
     load: float = 0.0
+    share: float = 1.0
 
 
 def everybody(_: Target) -> bool:
@@ -107,3 +108,59 @@ def test_least_loaded_breaks_ties_evenly(rng: random.Random) -> None:
     balancer = LeastLoaded(targets, rng)
     counts = Counter(target.name for _ in range(9_000) if (target := balancer.pick(everybody)))
     assert all(abs(count - 3_000) <= 4 * (9_000 * 2 / 9) ** 0.5 for count in counts.values())
+
+
+def test_slow_start_target_alone_serves(rng: random.Random) -> None:
+    """A share is relative to the others: who is alone gets everything."""
+    targets = [Target("a", share=0.1)]
+    for balancer in (
+        WeightedRandom(targets, rng),
+        SmoothWeighted(targets),
+        LeastLoaded(targets, rng),
+    ):
+        assert all(balancer.pick(everybody) is targets[0] for _ in range(100))
+
+
+def test_smooth_follows_a_share_that_changes() -> None:
+    """A target at half of its weight has a third beside an equal one, and a half later."""
+    targets = [Target("a"), Target("b", share=0.5)]
+    balancer = SmoothWeighted(targets)
+    assert sum(balancer.pick(everybody) is targets[1] for _ in range(30)) == 10
+    targets[1].share = 1.0
+    assert sum(balancer.pick(everybody) is targets[1] for _ in range(30)) == 15
+
+
+def test_least_loaded_places_by_weight_and_share(rng: random.Random) -> None:
+    """A target in slow start gets work for the part of its weight that counts."""
+    targets = [Target("a", 2), Target("b", 4, share=0.25)]
+    balancer = LeastLoaded(targets, rng)
+    for _ in range(300):
+        target = balancer.pick(everybody)
+        assert target is not None
+        target.load += 1
+    assert [target.load for target in targets] == [200, 100]
+
+
+class Recorded(random.Random):
+    """Draws given numbers, one after the other."""
+
+    def __init__(self, draws: tuple[float, ...]) -> None:
+        super().__init__(0)
+        self.draws = list(draws)
+
+    def random(self) -> float:
+        """The next of the numbers."""
+        return self.draws.pop(0)
+
+
+@pytest.mark.parametrize("make", [WeightedRandom, LeastLoaded])
+def test_drawn_numbers_repeat_a_pick(make: type, rng: random.Random) -> None:
+    """The random numbers of a pick are all that it takes to make the same one again."""
+    targets = [Target(str(n), n + 1, load=n % 2, share=0.3 + 0.1 * (n % 3)) for n in range(9)]
+    balancer = make(targets, rng)
+    for turn in range(200):
+        away = targets[turn % 9]
+        picked = balancer.pick(lambda target, away=away: target is not away)
+        again = Recorded(balancer.drawn)
+        assert make(targets, again).pick(lambda target, away=away: target is not away) is picked
+        assert again.draws == []

@@ -13,7 +13,9 @@ from engine import (
     ContentFilterError,
     ContextLengthError,
     ErrorClass,
+    ExhaustedError,
     MisconfiguredError,
+    NoProviderAvailableError,
     OverloadedError,
     ProviderError,
     Replay,
@@ -24,6 +26,7 @@ from engine import (
 from engine.resilience.retry import (
     RETRY_RULES,
     backoff,
+    fallback_cause,
     may_go_elsewhere,
     may_repeat_here,
     repeating,
@@ -72,6 +75,60 @@ def test_replay_mark_decides_where_repeating_is_not_allowed(
     assert may_go_elsewhere(error, repeat_maybe_accepted=False) is (elsewhere and safe)
 
 
+def test_used_up_quota_is_not_repeated_here() -> None:
+    """It is overloaded by its class, but no pause of seconds brings a quota back."""
+    assert not may_repeat_here(ExhaustedError("x"), repeat_maybe_accepted=True)
+    assert may_go_elsewhere(ExhaustedError("x"), repeat_maybe_accepted=False)
+
+
+@pytest.mark.parametrize("replay", list(Replay))
+@pytest.mark.parametrize("repeat", [False, True])
+def test_provider_that_forbids_another_try_is_obeyed(replay: Replay, repeat: bool) -> None:
+    """`x-should-retry: false` wins over everything."""
+    error = TransientError("x", replay=replay, should_retry=False)
+    assert not may_repeat_here(error, repeat_maybe_accepted=repeat)
+    assert not may_go_elsewhere(error, repeat_maybe_accepted=repeat)
+
+
+@pytest.mark.parametrize(
+    ("replay", "allowed"),
+    [(Replay.NOT_ACCEPTED, True), (Replay.MAYBE_ACCEPTED, True), (Replay.ACCEPTED, False)],
+)
+def test_provider_that_allows_another_try_settles_what_was_open(
+    replay: Replay, allowed: bool
+) -> None:
+    """`x-should-retry: true` answers "may have been accepted", and nothing else."""
+    error = TransientError("x", replay=replay, should_retry=True)
+    assert may_go_elsewhere(error, repeat_maybe_accepted=False) is allowed
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ContextLengthError("x"), "context_length"),
+        (ContentFilterError("x"), "content_filter"),
+        (NoProviderAvailableError("x"), "error"),
+        (ConnectError("x"), "error"),
+        (OverloadedError("x"), "error"),
+        (MisconfiguredError("x"), "error"),
+        (SilentError("x"), None),
+        (CallerError("x"), None),
+        (StreamTruncatedError("x"), None),
+        (TransientError("x", should_retry=False), None),
+        (ValueError("x"), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
+)
+def test_cause_of_a_fallback(error: Exception, cause: str | None) -> None:
+    """Which fallbacks a failure leads to, where nothing may be billed twice."""
+    assert fallback_cause(error, repeat_maybe_accepted=False) == cause
+
+
+def test_silence_leads_to_a_fallback_where_repeating_is_allowed() -> None:
+    """Another model is another bill, so the same permission counts."""
+    assert fallback_cause(SilentError("x"), repeat_maybe_accepted=True) == "error"
+
+
 @pytest.mark.parametrize("error", [None, ValueError("x"), KeyboardInterrupt()])
 def test_what_is_no_providers_failure_is_not_repeated(error: BaseException | None) -> None:
     """Only errors with a row in the table may be tried again."""
@@ -103,7 +160,18 @@ def test_small_hint_does_not_shorten_the_backoff(rng: random.Random) -> None:
     assert max(pauses) > 1.5
 
 
-async def play(errors: list[Exception], *, repeats: int, deadline: float) -> tuple[int, float]:
+def allowed(_: ProviderError) -> bool:
+    """Every repeat is allowed."""
+    return True
+
+
+async def play(
+    errors: list[Exception],
+    *,
+    repeats: int,
+    deadline: float,
+    permit: Callable[[ProviderError], bool] = allowed,
+) -> tuple[int, float]:
     """Run calls under the policy; how many there were, and how long it took."""
     start, calls = anyio.current_time(), 0
 
@@ -119,6 +187,7 @@ async def play(errors: list[Exception], *, repeats: int, deadline: float) -> tup
         repeat_maybe_accepted=True,
         clock=anyio.current_time,
         rng=random.Random(1),
+        permit=permit,
     )
     await policy(call)
     return calls, anyio.current_time() - start
@@ -165,5 +234,31 @@ def test_policy_begins_no_wait_beyond_the_deadline(virtual_time: Callable[..., N
         with pytest.raises(OverloadedError):
             await play([OverloadedError("x", retry_after=9)], repeats=5, deadline=9)
         assert anyio.current_time() == start
+
+    virtual_time(main)
+
+
+def test_permit_is_asked_before_each_wait_and_only_then(virtual_time: Callable[..., None]) -> None:
+    """What is not repeated for another reason costs nothing; what is denied is not repeated."""
+
+    async def main() -> None:
+        asked: list[str] = []
+
+        def permit(error: ProviderError) -> bool:
+            asked.append(error.message)
+            return len(asked) < 3
+
+        errors: list[Exception] = [ConnectError(str(number)) for number in range(9)]
+        start = anyio.current_time()
+        with pytest.raises(ConnectError, match="2"):
+            await play(errors, repeats=8, deadline=60, permit=permit)
+        assert asked == ["0", "1", "2"]
+        assert anyio.current_time() - start < 0.15
+        for last in (CallerError("x"), OverloadedError("x", retry_after=99)):
+            with pytest.raises(type(last)):
+                await play([last], repeats=8, deadline=60, permit=permit)
+        with pytest.raises(ConnectError):
+            await play([ConnectError("x")], repeats=0, deadline=60, permit=permit)
+        assert len(asked) == 3
 
     virtual_time(main)
