@@ -5,38 +5,70 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine import MailboxFullError
-from engine.mailbox import Mailbox
+from engine.mailbox import AGEING, Mailbox
+from engine.priority import Priority
+
+PERCENT = [100, 90, 70, 50]
+
+# Multiples of a power of two, so that sums are exact and equal ranks do occur.
+quarters = st.integers(0, 40).map(lambda count: count / 4)
 
 
 class Item:
     """Something that waits; items are told apart by identity."""
 
-    __slots__ = ("queued_at",)
+    __slots__ = ("deadline", "priority", "queued_at")
 
-    def __init__(self, queued_at: float) -> None:
+    def __init__(self, queued_at: float, deadline: float, priority: Priority) -> None:
         self.queued_at = queued_at
+        self.deadline = deadline
+        self.priority = priority
+
+    def effective_class(self, now: float) -> float:
+        """What its class has become by waiting."""
+        return self.priority - (now - self.queued_at) / AGEING
 
 
 class MailboxMachine(RuleBasedStateMachine):
-    """Offers, takes, withdrawals and closing in any order."""
+    """Offers, takes, withdrawals, pauses and closing in any order."""
 
     mailbox: Mailbox[Item]
 
-    @initialize(capacity=st.integers(0, 6))
+    @initialize(capacity=st.integers(0, 12))
     def make(self, capacity: int) -> None:
         self.capacity = capacity
         self.mailbox = Mailbox("owner", capacity)
         self.waiting: list[Item] = []
         self.gone: list[Item] = []
         self.now = 0.0
-        self.offered = self.taken = self.withdrawn = self.refused = 0
+        self.offered = self.taken = self.withdrawn = self.refused = self.expired = 0
 
-    @rule(pause=st.floats(0, 10))
-    def offer(self, pause: float) -> None:
+    def oldest(self) -> Item | None:
+        """Who has waited longest; of several that came together, one that matters least."""
+        return min(self.waiting, key=lambda i: (i.queued_at, -i.priority), default=None)
+
+    def overloaded(self) -> bool:
+        oldest = self.oldest()
+        if oldest is None:
+            return False
+        return (self.now - oldest.queued_at) * 10 >= oldest.deadline - oldest.queued_at
+
+    def leave(self, item: Item) -> None:
+        self.waiting.remove(item)
+        self.gone.append(item)
+
+    @rule(pause=quarters)
+    def wait(self, pause: float) -> None:
         self.now += pause
-        item = Item(self.now)
-        assert self.mailbox.has_room == (len(self.waiting) < self.capacity)
-        if len(self.waiting) < self.capacity:
+
+    @rule(pause=st.sampled_from([0.0, 0.25]), time=quarters.map(lambda t: t * 10),
+          priority=st.sampled_from(Priority))  # fmt: skip
+    def offer(self, pause: float, time: float, priority: Priority) -> None:
+        self.now += pause
+        item = Item(self.now, self.now + time, priority)
+        room = len(self.waiting) * 100 < self.capacity * PERCENT[priority]
+        assert self.mailbox.has_room_for(priority) == room
+        if room:
             self.mailbox.offer(item)
             self.waiting.append(item)
             self.offered += 1
@@ -47,22 +79,41 @@ class MailboxMachine(RuleBasedStateMachine):
             self.gone.append(item)
             self.refused += 1
 
-    @rule()
-    def take(self) -> None:
-        item = self.mailbox.take()
-        if self.waiting:
-            assert item is self.waiting.pop(0)
-            self.gone.append(item)
-            self.taken += 1
+    @rule(pause=st.sampled_from([0.0, 0.25]))
+    def take(self, pause: float) -> None:
+        self.now += pause
+        expected = self.next()
+        while expected is not None and expected.deadline <= self.now:
+            self.leave(expected)
+            self.withdrawn += 1
+            self.expired += 1
+            expected = self.next()
+        item = self.mailbox.take(self.now)
+        assert item is expected
+        if item is None:
+            assert not self.waiting
         else:
-            assert item is None
+            self.leave(item)
+            self.taken += 1
+
+    def next(self) -> Item | None:
+        """Whose turn it is, by the rules as one would tell them; the expired go first."""
+        classes = [[item for item in self.waiting if item.priority is p] for p in Priority]
+        classes = [queue for queue in classes if queue]
+        for queue in classes:
+            if queue[0].deadline <= self.now:
+                return queue[0]
+        candidates = [queue[-1 if self.overloaded() else 0] for queue in classes]
+        return min(
+            candidates, key=lambda e: (e.effective_class(self.now), e.queued_at), default=None
+        )
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
-        item = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        item = data.draw(st.sampled_from(self.waiting))
         assert self.mailbox.withdraw(item)
-        self.gone.append(item)
+        self.leave(item)
         self.withdrawn += 1
 
     @precondition(lambda self: self.gone)
@@ -72,9 +123,10 @@ class MailboxMachine(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        assert self.mailbox.clear() == self.waiting
-        self.gone += self.waiting
-        self.withdrawn += len(self.waiting)
+        cleared = self.mailbox.clear()
+        assert cleared == sorted(self.waiting, key=lambda item: item.priority)
+        self.gone += cleared
+        self.withdrawn += len(cleared)
         self.waiting = []
 
     @invariant()
@@ -85,8 +137,17 @@ class MailboxMachine(RuleBasedStateMachine):
         assert (status.offered, status.taken) == (self.offered, self.taken)
         assert (status.withdrawn, status.refused) == (self.withdrawn, self.refused)
         assert status.offered == status.taken + status.withdrawn + status.depth
-        oldest = self.waiting[0].queued_at if self.waiting else self.now
-        assert status.oldest_age == self.now - oldest
+        assert status.expired == self.expired <= status.withdrawn
+        words = [item.priority.word for item in self.waiting]
+        assert status.depths == {priority.word: words.count(priority.word) for priority in Priority}
+        assert self.mailbox.has_room == (len(self.waiting) < self.capacity)
+
+    @invariant()
+    def ages_agree(self) -> None:
+        status = self.mailbox.status(self.now)
+        oldest = self.oldest()
+        assert status.oldest_age == (self.now - oldest.queued_at if oldest else 0)
+        assert status.overloaded == self.overloaded()
 
 
 TestMailbox = MailboxMachine.TestCase
