@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.answer_stream import AnswerStream
     from engine.attempt import Attempt
     from engine.config import (
         AdaptiveConcurrencyConfig,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         TelemetryConfig,
         TimeoutsConfig,
     )
+    from engine.configuration_change import ChangeEntry, ChangeKind, ConfigurationChange
     from engine.errors import (
         ActorCrashedError,
         AdapterError,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         ModelNotFoundError,
         NoProviderAvailableError,
         OverloadedError,
+        ProviderClosedError,
         ProviderError,
         RejectedError,
         Replay,
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
         EmbeddingRequest,
         EmbeddingResponse,
         Operation,
+        Replayed,
         Request,
         Response,
         Usage,
@@ -85,16 +89,20 @@ __all__ = [
     "ActorStatus",
     "AdapterError",
     "AdaptiveConcurrencyConfig",
+    "AnswerStream",
     "Attempt",
     "BaseProvider",
     "BrokenError",
     "CallerError",
+    "ChangeEntry",
+    "ChangeKind",
     "ChatRequest",
     "ChatResponse",
     "Chunk",
     "ChunkSource",
     "CompletionRequest",
     "CompletionResponse",
+    "ConfigurationChange",
     "ConfigurationError",
     "ConnectError",
     "ContentFilterError",
@@ -126,12 +134,14 @@ __all__ = [
     "Outcome",
     "OverloadedError",
     "Priority",
+    "ProviderClosedError",
     "ProviderConfig",
     "ProviderError",
     "ProviderFactory",
     "ProviderRegistry",
     "RejectedError",
     "Replay",
+    "Replayed",
     "Request",
     "Response",
     "ResponseStream",
@@ -152,6 +162,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "engine.answer_stream": ("AnswerStream",),
+    "engine.configuration_change": (
+        "ChangeEntry",
+        "ChangeKind",
+        "ConfigurationChange",
+    ),
     "engine.attempt": ("Attempt",),
     "engine.config": (
         "AdaptiveConcurrencyConfig",
@@ -190,6 +206,7 @@ _HOMES = {
         "ModelNotFoundError",
         "NoProviderAvailableError",
         "OverloadedError",
+        "ProviderClosedError",
         "ProviderError",
         "RejectedError",
         "Replay",
@@ -215,6 +232,7 @@ _HOMES = {
         "EmbeddingRequest",
         "EmbeddingResponse",
         "Operation",
+        "Replayed",
         "Request",
         "Response",
         "Usage",

@@ -1,71 +1,47 @@
-"""`ProviderActor`: owns one provider, its mailbox and its workers.
+"""`ProviderActor`: owns one provider, its mailbox, its workers and its health.
 
-Nobody else changes an actor's state. Others offer an envelope, which never waits, and
-read a snapshot. Workers are tasks of the actor; each serves one attempt at a time. They
-are made when needed, up to the provider's concurrency, and a few stay for the next.
+Nobody else changes an actor's state. Others ask whether it can take a request, offer an
+envelope, which never waits, and read a snapshot.
 """
 
 from __future__ import annotations
 
-import contextvars
 import math
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.lowlevel
 
 from engine.attempt_runner import AttemptRunner
+from engine.config import RetryBudgetConfig
 from engine.envelope import Envelope
-from engine.errors import (
-    GatewayError,
-    ProviderError,
-    Replay,
-    RouterClosedError,
-)
+from engine.errors import GatewayError, MailboxFullError, ProviderError, Replay, RouterClosedError
+from engine.health_checks import HealthChecks
 from engine.mailbox import Mailbox
 from engine.operations import Operation, Usage
-from engine.resilience.health import ProviderHealth
-from engine.resilience.limits import RateLimits, Unlimited
+from engine.priority import Priority
+from engine.repeat_permits import RepeatPermits
+from engine.resilience.capacity import Capacity
+from engine.resilience.health import SOFT, HealthReason, ProviderHealth
+from engine.resilience.limits import UNLIMITED, RateLimits
+from engine.resilience.retry_budget import RetryBudget
 from engine.status import ActorState, ActorStatus
+from engine.turning_away import turn_away
+from engine.worker_pool import WorkerPool, cancelled_from_outside
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from engine.config import ProviderConfig
     from engine.provider import BaseProvider
     from engine.resilience.deadline import DeadlineWheel
     from engine.telemetry import Telemetry
 
-IDLE_WORKERS = 64
-"""Workers that stay without work, as many as the default concurrency: hiring one costs
-10 µs. A parked task costs about 3 KiB, so an actor keeps at most 192 KiB of them, and
-only after that much load."""
-
-
 NOTHING_USED = Usage()
+NOTHING_FORGIVEN: frozenset[str] = frozenset()
 
-
-def _cancelled_from_outside() -> bool:
-    """Whether a scope around this task is cancelled; False when an adapter made it up."""
-    return anyio.current_effective_deadline() == -math.inf
-
-
-class Worker:
-    """One task of an actor, and what it has in hand."""
-
-    __slots__ = ("envelope", "scope", "wakeup")
-
-    def __init__(self, envelope: Envelope | None) -> None:
-        self.envelope = envelope
-        self.scope: anyio.CancelScope = anyio.CancelScope()
-        self.wakeup: anyio.Event | None = None
-
-    def interrupt(self, envelope: Envelope) -> None:
-        """Stop working on the envelope, if that is what the worker has in hand."""
-        if self.envelope is envelope and self.wakeup is None:
-            self.scope.cancel()
+LEAST_USEFUL = 0.2
+"""An attempt is not begun with less time left than this part of what the provider usually
+takes to answer (reliability notes on deadlines: a fifth of the median)."""
 
 
 class ProviderActor:
@@ -78,6 +54,7 @@ class ProviderActor:
         health: What its attempts came to.
         state: What it is doing.
         restarts: How often the supervisor restarted it.
+        picked: How often the dispatcher chose it.
     """
 
     def __init__(
@@ -90,17 +67,27 @@ class ProviderActor:
         telemetry: Telemetry,
         event: Callable[[], anyio.Event] = anyio.Event,
         rate_limits: RateLimits | None = None,
+        retry_budget: RetryBudgetConfig | None = None,
+        permits: RepeatPermits | None = None,
     ) -> None:
         self.provider = provider
         self.config: ProviderConfig = provider.config
         self.mailbox: Mailbox[Envelope] = Mailbox(provider.name, provider.config.limits.queue)
         self.state = ActorState.STARTING
         self.restarts = 0
-        self.health = ProviderHealth()
-        self._rates = rate_limits or Unlimited()
+        self.health = ProviderHealth(self.config.ejection, rng, name=provider.name)
+        self._checks = HealthChecks(provider, self.health, clock=clock, rng=rng)
+        self.budget = RetryBudget(retry_budget or RetryBudgetConfig(), clock)
+        self._permits = permits
+        self._rates = rate_limits or UNLIMITED
+        self._unproven_from = self.config.ejection.unproven_concurrency
+        self._capacity = Capacity(provider.config.limits, clock)
         self._runner = AttemptRunner(
             provider,
             self.health,
+            adaptive=self._capacity.adaptive,
+            in_flight=lambda: self._pool.busy,
+            permit=self.take_repeat,
             clock=clock,
             rng=rng,
             wheel=wheel,
@@ -110,13 +97,8 @@ class ProviderActor:
         )
         self._clock = clock
         self._wheel = wheel
-        self._event = event
-        self._concurrency = provider.config.limits.concurrency
-        self._group: TaskGroup | None = None
-        self._context = contextvars.Context()
-        self._idle: list[Worker] = []
-        self._workers = 0
-        self._picked = 0
+        self._pool = WorkerPool(self, event=event)
+        self.picked = 0
 
     @property
     def name(self) -> str:
@@ -126,35 +108,124 @@ class ProviderActor:
     @property
     def in_flight(self) -> int:
         """Attempts that run, streams included."""
-        return self._workers - len(self._idle)
+        return self._pool.busy
+
+    @property
+    def concurrency(self) -> int:
+        """Attempts that may run at the same time now."""
+        return self._capacity.limit
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait in the mailbox."""
+        return len(self.mailbox)
+
+    def take_repeat(self, envelope: Envelope, failure: GatewayError | None) -> bool:
+        """Whether the retry budgets, this provider's and the router's, allow one more try.
+
+        What they give is the envelope's, and is given back when its work here ends.
+        """
+        if self._permits is None:
+            return True
+        # One repeat after the other is one repeat at a time.
+        envelope.give_back_slots()
+        slots = self._permits.take(self.budget, self.in_flight + self.queued, failure)
+        if slots is None:
+            if failure is not None:
+                failure.retry_denied = "budget"
+            return False
+        envelope.repeat_slots = slots
+        return True
 
     # ── what others may ask ──────────────────────────────────────────────────────
 
-    def unavailable(self, operation: Operation, *, despite_pause: bool = False) -> str | None:
+    def unavailable(
+        self,
+        operation: Operation,
+        priority: Priority = Priority.CRITICAL,
+        remaining: float = math.inf,
+        *,
+        forgiven: frozenset[str] = NOTHING_FORGIVEN,
+        despite_pause: bool = False,
+    ) -> str | None:
         """Why this actor cannot take a request of that kind now, or None if it can.
 
         Args:
             operation: What is asked.
+            priority: How much it matters: the mailbox keeps room for what matters most.
+            remaining: Seconds until the request's deadline.
+            forgiven: Reasons of its health that do not count, while little is in flight.
             despite_pause: Whether the caller will wait out a pause that the provider asked for.
         """
         if self.state is not ActorState.SERVING:
             return self.state.value
         if operation not in self.provider.operations:
             return "unsupported_operation"
-        if self.health.closed_until and not despite_pause and self.health.closed(self._clock()):
-            return "overloaded"
-        if not self._idle and self._workers >= self._concurrency and not self.mailbox.has_room:
-            return "mailbox_full"
-        if self._rates.wait_time() > 0:
+        in_flight, health = self._pool.busy, self.health
+        if health.suspect or in_flight >= self._unproven_from:
+            reason = health.unavailable(self._clock(), in_flight)
+            if reason is not None and not self._forgiven(reason, forgiven, despite_pause):
+                return reason
+        return self._no_room(in_flight, priority, remaining)
+
+    def _no_room(self, in_flight: int, priority: Priority, remaining: float) -> str | None:
+        """Why there is no room for one more request, or no time to answer it."""
+        if in_flight >= self._capacity.limit:
+            if not self.mailbox.has_room_for(priority):
+                return "mailbox_full"
+            if self.expected_wait() + self._capacity.service_seconds > remaining:
+                return "queue_too_long"
+        if self._rates is not UNLIMITED and self._rates.wait_time() > 0:
             return "rate_limited"
+        mean = self.health.signs.mean_seconds
+        if mean is not None and mean * LEAST_USEFUL > remaining:
+            return "deadline_too_short"
         return None
 
-    def available_in(self) -> float:
-        """Seconds until it makes sense to ask again; a guess where nothing is known."""
-        now = self._clock()
-        if self.health.closed(now):
-            return self.health.closed_until - now
-        return self._rates.wait_time() or 1.0
+    def _forgiven(self, reason: str, forgiven: frozenset[str], despite_pause: bool) -> bool:
+        if despite_pause and reason == HealthReason.OVERLOADED:
+            return True
+        if reason not in forgiven:
+            return False
+        # Whoever is unproven serves when nobody else can; whoever is ejected gets no more
+        # than a few requests at a time even then.
+        return reason in SOFT or self.in_flight < self.config.ejection.unproven_concurrency
+
+    def expected_wait(self) -> float:
+        """Seconds that one more request would wait in the mailbox, by what others took."""
+        return self._capacity.expected_wait(len(self.mailbox) + 1)
+
+    def available_in(self, remaining: float = math.inf) -> float:
+        """Seconds until it makes sense to ask again; a guess where nothing is known.
+
+        Args:
+            remaining: Seconds that the same request would have again until its deadline.
+        """
+        closed = self.health.available_in(self._clock())
+        if closed > 0:
+            return closed
+        if (limited := self._rates.wait_time()) > 0:
+            return limited
+        if (service := self._capacity.service_seconds) > 0:
+            # Room comes whenever one of those in hand is done; time, when enough of them are.
+            step, wait = self._capacity.expected_wait(1), self.expected_wait()
+            late = max(0.0, min(wait, wait + service - remaining))
+            return step * max(1, math.ceil(late / step))
+        return 1.0
+
+    @property
+    def share(self) -> float:
+        """The part of its weight that counts now: less than 1 in slow start."""
+        return self.health.share(self._clock()) if self.health.suspect else 1.0
+
+    def eject(self, seconds: float | None = None) -> None:
+        """Take the provider out of rotation by hand, for some seconds or until `restore`."""
+        self.health.eject(self._clock(), seconds)
+        self._turn_away()
+
+    def restore(self) -> None:
+        """Put the provider back into rotation, whatever took it out."""
+        self.health.restore(self._clock())
 
     def offer(self, envelope: Envelope) -> None:
         """Give the actor a request; never waits.
@@ -163,54 +234,54 @@ class ProviderActor:
             MailboxFullError: If there is no room.
             RouterClosedError: If the actor is not serving.
         """
-        if self._group is None:
+        if not self._pool.is_open:
+            envelope.give_back_slots()
             msg = f"the actor of provider {self.name!r} is {self.state.value}"
             raise RouterClosedError(msg)
-        if self._idle:
-            worker = self._idle.pop()
-            worker.envelope = envelope
-            envelope.handler = worker
-            if worker.wakeup is not None:
-                worker.wakeup.set()
-        elif self._workers < self._concurrency:
-            self._hire(envelope)
+        if self._pool.busy < self._capacity.limit:
+            self._pool.hand_over(envelope)
         else:
-            self.mailbox.offer(envelope)
+            try:
+                self.mailbox.offer(envelope)
+            except MailboxFullError:
+                envelope.give_back_slots()
+                raise
             envelope.handler = self
-        self._wheel.add(envelope, envelope.deadline)
-        envelope.reserved_tokens = self._rates.take(envelope.request)
-        self._picked += 1
+        envelope.probe = self.health.suspect and self.health.begin(self._clock())
+        self._wheel.add(envelope, envelope.until)
+        if self._rates is not UNLIMITED:
+            envelope.reserved_tokens = self._rates.take(envelope.request)
+        self.picked += 1
 
     def interrupt(self, envelope: Envelope) -> None:
         """Take an envelope that waits out of the mailbox."""
-        if self.mailbox.withdraw(envelope):
-            self._rates.settle(envelope.reserved_tokens, NOTHING_USED)
+        # It may have been dropped already, as expired: what it holds is given back here.
+        self.mailbox.withdraw(envelope)
+        self._give_back(envelope, NOTHING_USED)
 
     def status(self, now: float, all_picks: int) -> ActorStatus:
         """A snapshot."""
-        left = self.health.closed_until - now
-        reason = None if self.state is ActorState.SERVING else self.state.value
+        health = self.health.status(now)
+        serving = self.state is ActorState.SERVING
         return ActorStatus(
             name=self.name,
             type=self.config.type,
             state=self.state,
             mailbox=self.mailbox.status(now),
             in_flight=self.in_flight,
-            workers=self._workers,
-            ejected_until=left if left > 0 else None,
-            reason="overloaded" if left > 0 else reason,
+            concurrency=self.concurrency,
+            workers=self._pool.workers,
+            health=health,
+            ejected_until=health.seconds_left,
+            reason=health.reason if serving else self.state.value,
             weight=self.config.weight,
-            share=self._picked / all_picks if all_picks else 0.0,
-            picked=self._picked,
+            share=self.picked / all_picks if all_picks else 0.0,
+            picked=self.picked,
             completed=self.health.completed,
             failed={kind.value: count for kind, count in self.health.failed.items()},
             restarts=self.restarts,
+            retries_denied=self.budget.denied,
         )
-
-    @property
-    def picked(self) -> int:
-        """How often the dispatcher chose this actor."""
-        return self._picked
 
     # ── life ─────────────────────────────────────────────────────────────────────
 
@@ -220,17 +291,14 @@ class ProviderActor:
         Raises:
             BaseException: Whatever escaped a worker; a bug, not a provider's failure.
         """
-        # Workers start in this context: an empty one, or they would all inherit the
-        # trace context and the variables of whoever happened to make the router.
-        self._context = contextvars.Context()
-        self._idle.clear()
         try:
             async with anyio.create_task_group() as group:
-                self._group = group
+                self._pool.open(group)
+                self._checks.start(group)
                 self.state = ActorState.SERVING
                 await anyio.sleep_forever()
         finally:
-            self._group = None
+            self._pool.close()
 
     def stop(self, state: ActorState) -> None:
         """Say why the actor no longer serves, then answer all who wait in the mailbox.
@@ -238,81 +306,39 @@ class ProviderActor:
         In this order: a request must be either refused or answered.
         """
         self.state = state
-        self._group = None
+        self._pool.close()
         for envelope in self.mailbox.clear():
-            self._rates.settle(envelope.reserved_tokens, NOTHING_USED)
-            envelope.fail(self._gone(envelope))
+            self.worker_lost(envelope)
 
     def _gone(self, envelope: Envelope) -> GatewayError:
         if self.state is ActorState.STOPPED or (
-            self.state is ActorState.SERVING and _cancelled_from_outside()
+            self.state is ActorState.SERVING and cancelled_from_outside()
         ):
             return RouterClosedError("the router was closed while the request was under way")
-        return envelope.crashed()
+        return envelope.crashed(retired=self.state is ActorState.RETIRED)
 
-    # ── workers ──────────────────────────────────────────────────────────────────
+    # ── what its workers ask ─────────────────────────────────────────────────────
 
-    def _hire(self, envelope: Envelope) -> None:
-        worker = Worker(envelope)
-        envelope.handler = worker
-        self._workers += 1
-        assert self._group is not None
-        self._context.run(self._group.start_soon, self._work, worker)
+    def next_envelope(self) -> Envelope | None:
+        """The next envelope for a worker without one, or None."""
+        # The worker that asks is one of the busy ones. A limit that has shrunk below them
+        # is obeyed by handing out nothing until enough of them are done.
+        if not self.mailbox or self._pool.busy > self.concurrency:
+            return None
+        return self.mailbox.take(self._clock())
 
-    async def _work(self, worker: Worker) -> None:
-        try:
-            while True:
-                with worker.scope:
-                    await self._serve_all(worker)
-                    return
-                # An attempt was cut off: the scope is spent, the worker is not.
-                worker.scope = anyio.CancelScope()
-                worker.envelope = None
-        except BaseException:
-            if self.state is ActorState.SERVING and not _cancelled_from_outside():
-                # At once, and not when the supervisor hears of it: whoever is answered now
-                # must not be sent back into a group of tasks that is ending.
-                self.stop(ActorState.RESTARTING)
-            raise
-        finally:
-            self._workers -= 1
-            if worker.envelope is not None:
-                worker.envelope.fail(self._gone(worker.envelope))
-
-    async def _serve_all(self, worker: Worker) -> None:
-        while True:
-            envelope = worker.envelope or self.mailbox.take()
-            if envelope is None:
-                if len(self._idle) >= IDLE_WORKERS:
-                    return
-                await self._park(worker)
-                continue
-            worker.envelope = envelope
-            envelope.handler = worker
-            if envelope.open:
-                await self._serve(envelope)
-            else:
-                self._rates.settle(envelope.reserved_tokens, NOTHING_USED)
-            worker.envelope = None
-            if worker.scope.cancel_called:
-                # The limit came in the same turn as the answer: take a fresh scope.
-                await anyio.lowlevel.checkpoint()
-
-    async def _park(self, worker: Worker) -> None:
-        worker.wakeup = self._event()
-        self._idle.append(worker)
-        try:
-            await worker.wakeup.wait()
-        finally:
-            worker.wakeup = None
-            # Whoever gives it an envelope takes it off the list: no need to look through it.
-            if worker.envelope is None:
-                self._idle.remove(worker)
-
-    async def _serve(self, envelope: Envelope) -> None:
+    async def serve(self, envelope: Envelope) -> None:
+        """Serve an envelope to its end, whatever happens to it."""
+        if not envelope.open:
+            self._give_back(envelope, NOTHING_USED)
+            return
         usage: Usage | None = None
+        started = self._clock()
         try:
-            usage = (await self._runner.run(envelope)).usage
+            result = await self._runner.run(envelope)
+            if envelope.reserved_tokens:
+                # Read out of the answer, which costs more than all of this: only for who asks.
+                usage = result.usage
         except GatewayError as error:
             if isinstance(error, ProviderError) and error.replay is Replay.NOT_ACCEPTED:
                 usage = NOTHING_USED
@@ -325,4 +351,45 @@ class ProviderActor:
             envelope.fail(envelope.crashed())
             raise
         finally:
+            self._give_back(envelope, usage)
+            if self.mailbox:
+                self._turn_away()
+            self._note_service(self._clock() - started)
+
+    def worker_crashed(self) -> None:
+        """A worker is ending with an exception that is nobody's cancellation."""
+        if self.state is ActorState.SERVING:
+            # At once, and not when the supervisor hears of it: whoever is answered now
+            # must not be sent back into a group of tasks that is ending.
+            self.stop(ActorState.RESTARTING)
+
+    def worker_lost(self, envelope: Envelope) -> None:
+        """A worker has ended with this envelope in its hands, or none will take it."""
+        self._give_back(envelope, NOTHING_USED)
+        envelope.fail(self._gone(envelope))
+
+    def _give_back(self, envelope: Envelope, usage: Usage | None) -> None:
+        """Return what an envelope holds of the actor's: tokens, the probe, its repeats."""
+        if envelope.reserved_tokens:
             self._rates.settle(envelope.reserved_tokens, usage)
+            envelope.reserved_tokens = 0
+        if envelope.probe:
+            envelope.probe = False
+            self.health.note_nothing(self._clock(), probe=True)
+        envelope.give_back_slots()
+
+    def _turn_away(self) -> None:
+        """Answer those who wait at a provider that is closed, so that others serve them."""
+        for envelope, error in turn_away(self.mailbox, self.health, self._clock()):
+            self._give_back(envelope, NOTHING_USED)
+            envelope.fail(error)
+
+    def _note_service(self, seconds: float) -> None:
+        self._capacity.note_service(seconds)
+        # A limit that has grown leaves room that no worker asks for by itself.
+        if self._capacity.adaptive is not None and self._pool.is_open:
+            while self.mailbox and self._pool.busy < self.concurrency:
+                envelope = self.mailbox.take(self._clock())
+                if envelope is None:
+                    return
+                self._pool.hand_over(envelope)

@@ -8,9 +8,21 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from engine.chunk_assembly import Assembler
 from engine.envelope import Envelope
-from engine.errors import AdapterError, BrokenError, GatewayError, ProviderError
+from engine.errors import (
+    AdapterError,
+    BrokenError,
+    ConnectError,
+    DeadlineExceededError,
+    GatewayError,
+    OverloadedError,
+    ProviderError,
+    Replay,
+    SilentError,
+)
 from engine.operations import Chunk, Response
+from engine.resilience.adaptive_concurrency import AdaptiveConcurrency
 from engine.resilience.health import ProviderHealth
 from engine.resilience.limits import RateLimits
 from engine.resilience.retry import may_repeat_here, repeating
@@ -25,6 +37,12 @@ HELD_CHUNKS = 64
 HELD_BYTES = 65_536
 """What may be held back of a stream before its first useful event; more than this and
 the stream is committed as it is, for nothing may grow without bound."""
+
+PATIENCE_UNKNOWN = 5.0
+PATIENCE_LEAST = 1.0
+"""Seconds of silence until the request's deadline that count against a provider's health:
+three times what 95 % of its answers take, not less than a second, and 5 s while that is
+not known."""
 
 CLOSE_GRACE = 1.0
 """Seconds that closing an upstream stream may take; it usually takes none."""
@@ -42,6 +60,10 @@ class AttemptRunner:
         telemetry: Makes the spans.
         rates: The provider's rate limits; a repeat counts like any other attempt.
         event: Makes an event of the running event loop.
+        permit: Asked before each repeat here, with the envelope and the failure: whether
+            the retry budgets allow it.
+        adaptive: Told how attempts went, if the limit on concurrency follows them.
+        in_flight: Attempts that run now.
     """
 
     def __init__(
@@ -55,8 +77,13 @@ class AttemptRunner:
         telemetry: Telemetry,
         rates: RateLimits,
         event: Callable[[], anyio.Event] = anyio.Event,
+        permit: Callable[[Envelope, ProviderError], bool] = lambda _, __: True,
+        adaptive: AdaptiveConcurrency | None = None,
+        in_flight: Callable[[], int] = lambda: 1,
     ) -> None:
         self._provider = provider
+        self._permit = permit
+        self._adaptive = adaptive
         self._health = health
         self._clock = clock
         self._rng = rng
@@ -64,6 +91,7 @@ class AttemptRunner:
         self._telemetry = telemetry
         self._rates = rates
         self._event = event
+        self._in_flight = in_flight
 
     async def run(self, envelope: Envelope) -> Response | ResponseStream:
         """Serve an envelope; it is answered as soon as there is an answer.
@@ -103,10 +131,11 @@ class AttemptRunner:
         envelope.pause()
         return await repeating(
             repeats=envelope.repeats,
-            deadline=envelope.deadline,
+            deadline=envelope.until,
             repeat_maybe_accepted=envelope.repeat_maybe_accepted,
             clock=self._clock,
             rng=self._rng,
+            permit=lambda error: counted or self._permit(envelope, error),
         )(attempt)
 
     async def _wait_for_rate(self, envelope: Envelope) -> None:
@@ -118,10 +147,11 @@ class AttemptRunner:
     async def _attempt(self, envelope: Envelope) -> Response | ResponseStream:
         """Make one call upstream, under its limits and a span."""
         now = self._clock()
-        if now >= envelope.deadline:
+        if now >= envelope.until:
             # The wheel notices it up to a tick later, and nothing may be sent by then.
             raise envelope.expired(now)
         envelope.begin(now)
+        self._health.note_start(now)
         span = None
         if envelope.context is not None:
             span, envelope.trace_headers = self._telemetry.start_attempt(
@@ -130,10 +160,14 @@ class AttemptRunner:
         failure: BaseException | None = None
         try:
             if envelope.streamed:
-                stream = await self._stream(envelope)
-                failure = stream.failure
-                return stream
-            response = _checked(await self._provider.send(envelope))
+                if envelope.assembled:
+                    response = await self._assemble(envelope)
+                else:
+                    stream = await self._stream(envelope)
+                    failure = stream.failure
+                    return stream
+            else:
+                response = _checked(await self._provider.send(envelope))
         except GatewayError as error:
             failure = error
             self._note_failure(envelope, error)
@@ -153,19 +187,57 @@ class AttemptRunner:
         finally:
             if span is not None:
                 self._telemetry.end_attempt(span, failure)
-        self._health.note_success()
-        envelope.answer(response, self._clock())
+        ended = self._clock()
+        self._note_success(envelope, ended)
+        envelope.answer(response, ended)
         return response
 
     def _adapter_failed(self, error: BaseException) -> AdapterError:
         msg = f"the adapter of provider {self._provider.name!r} raised {type(error).__name__}"
         return AdapterError(msg, provider=self._provider.name)
 
+    # ── what the provider's health is told ───────────────────────────────────────
+
+    def _note_success(self, envelope: Envelope, now: float) -> None:
+        seconds = now - envelope.started_at
+        # A stream showed its first sign of life at its first useful event.
+        alive = None if envelope.streamed else seconds
+        self._health.note_success(now, alive, probe=envelope.probe)
+        envelope.probe = False
+        if self._adaptive is not None:
+            self._adaptive.note_success(self._in_flight(), seconds)
+
     def _note_failure(self, envelope: Envelope, error: GatewayError | None) -> None:
         now = self._clock()
-        if error is not None:
-            envelope.failed(error, now)
-            self._health.note_failure(error, now)
+        probe, envelope.probe = envelope.probe, False
+        if error is None:
+            self._health.note_nothing(now, probe=probe)
+            return
+        envelope.failed(error, now)
+        if isinstance(error, DeadlineExceededError):
+            # The caller's deadline says nothing of the provider, unless it has been silent
+            # for so long that any other caller would have given it up too.
+            since = envelope.last_event_at
+            if since is not None:
+                silent_too_long = now - since >= envelope.timeouts.idle
+            else:
+                silent_too_long = now - envelope.started_at >= self._patience()
+            if not silent_too_long:
+                self._health.note_nothing(now, probe=probe)
+                return
+            error = SilentError(
+                "silent until the request's deadline", provider=envelope.config.name
+            )
+        self._health.note_failure(error, now, probe=probe)
+        if self._adaptive is not None and isinstance(
+            error, (OverloadedError, ConnectError, SilentError)
+        ):
+            self._adaptive.note_drop(now)
+
+    def _patience(self) -> float:
+        """Seconds without an answer after which silence is the provider's failure."""
+        usual = self._health.quantile(0.95)
+        return PATIENCE_UNKNOWN if usual is None else max(PATIENCE_LEAST, 3 * usual)
 
     # ── streams ──────────────────────────────────────────────────────────────────
 
@@ -187,7 +259,9 @@ class AttemptRunner:
                 clock=self._clock,
                 event=self._event,
             )
-            if not envelope.answer(stream, self._clock()):
+            now = self._clock()
+            self._health.note_alive(now, now - envelope.started_at)
+            if not envelope.answer(stream, now):
                 stream.release()
             elif not ended:
                 await stream.fill(source)
@@ -196,10 +270,48 @@ class AttemptRunner:
                 closing.deadline = anyio.current_time() + CLOSE_GRACE
                 await source.aclose()
         if stream.failure is None:
-            self._health.note_success()
+            self._note_success(envelope, self._clock())
         else:
-            self._health.note_failure(stream.failure, self._clock())
+            self._note_cut(envelope, stream.failure)
         return stream
+
+    def _note_cut(self, envelope: Envelope, failure: ProviderError) -> None:
+        """Tell of a stream that broke; that its caller's time was over says nothing of it."""
+        now = self._clock()
+        probe, envelope.probe = envelope.probe, False
+        if failure.__cause__ is None and now >= envelope.deadline:
+            self._health.note_nothing(now, probe=probe)
+        else:
+            self._health.note_failure(failure, now, probe=probe)
+
+    async def _assemble(self, envelope: Envelope) -> Response:
+        """Read a stream to its end and put it together, for a caller who wants it whole.
+
+        Raises:
+            GatewayError: The failure of the stream; once something useful had come it is no
+                longer marked as not accepted.
+        """
+        source = self._provider.stream(envelope)
+        assembler = Assembler(envelope.request, provider=self._provider.name)
+        first = True
+        try:
+            async for chunk in source:
+                assembler.add(chunk)
+                if first and chunk.commits:
+                    first = False
+                    now = self._clock()
+                    self._health.note_alive(now, now - envelope.started_at)
+                envelope.event_received(self._clock(), committed=not first)
+        except ProviderError as error:
+            if not first and error.replay is Replay.NOT_ACCEPTED:
+                # Whatever the failure says of itself: there was output, and it may be billed.
+                error.replay = Replay.ACCEPTED
+            raise
+        finally:
+            with anyio.CancelScope(shield=True) as closing:
+                closing.deadline = anyio.current_time() + CLOSE_GRACE
+                await source.aclose()
+        return assembler.response()
 
     async def _until_commit(self, source: ChunkSource) -> tuple[list[Chunk], bool]:
         """Read up to the first chunk that commits; True if the stream ended before it."""

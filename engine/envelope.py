@@ -17,14 +17,17 @@ from engine.errors import (
     DeadlineExceededError,
     ErrorClass,
     GatewayError,
+    OverloadedError,
     ProviderError,
     Replay,
     SilentError,
 )
 from engine.operations import Request, Response
+from engine.priority import Priority
 from engine.resilience.deadline import DeadlineWheel
 
 if TYPE_CHECKING:
+    from engine.resilience.retry_budget import RetryBudget
     from engine.streaming import ResponseStream
 
 CLEANUP_GRACE = 0.25
@@ -82,20 +85,30 @@ class Envelope(Attempt):
         number: Attempts of the request that have begun, the running one included.
         config: The provider's configuration.
         deadline: The request's deadline, an instant of the router's clock.
-        streamed: Whether the answer is wanted as a stream.
+        until: When this provider must have answered; before the deadline where time is kept
+            back for another tier or model.
+        streamed: Whether the answer is read from the provider as a stream.
+        assembled: Whether a stream is put together to a whole answer for the caller.
+        priority: How much the request matters.
         repeats: How many repeats this provider may make of its own.
         repeat_maybe_accepted: Whether a possibly executed request may be repeated.
         prior_failure: The failure at this provider that the first call is a repeat of.
         context: Trace context of the caller; None when nobody records.
         queued_at: When it was offered.
         started_at: When the running attempt began.
+        last_event_at: When the latest event came of a stream that is put together and has
+            given something useful; None before that.
         upstream_seconds: Time spent in calls so far.
         failures: The attempts that failed.
         reserved_tokens: What the provider's rate limit has reserved for it.
+        probe: Whether it is the one that tries out an ejected provider.
+        repeat_slots: Retry budgets that count it as one of the repeats under way.
+        picked_up_at: When a worker took it, or None.
         replied: Set when `result` or `error` is there.
     """
 
     __slots__ = (
+        "assembled",
         "config",
         "context",
         "deadline",
@@ -103,9 +116,14 @@ class Envelope(Attempt):
         "expiry",
         "failures",
         "handler",
+        "last_event_at",
+        "picked_up_at",
         "prior_failure",
+        "priority",
+        "probe",
         "queued_at",
         "repeat_maybe_accepted",
+        "repeat_slots",
         "repeats",
         "replied",
         "reserved_tokens",
@@ -114,6 +132,7 @@ class Envelope(Attempt):
         "state",
         "streamed",
         "tick",
+        "until",
         "upstream_seconds",
         "wheel",
     )
@@ -128,8 +147,11 @@ class Envelope(Attempt):
         wheel: DeadlineWheel,
         deadline: float,
         now: float,
+        until: float | None = None,
         number: int = 0,
         streamed: bool = False,
+        assembled: bool = False,
+        priority: Priority = Priority.CRITICAL,
         repeats: int = 0,
         repeat_maybe_accepted: bool = False,
         prior_failure: GatewayError | None = None,
@@ -147,7 +169,10 @@ class Envelope(Attempt):
         self.config = config
         self.wheel = wheel
         self.deadline = deadline
+        self.until = deadline if until is None else until
         self.streamed = streamed
+        self.assembled = assembled
+        self.priority = priority
         self.repeats = repeats
         self.repeat_maybe_accepted = repeat_maybe_accepted
         self.prior_failure = prior_failure
@@ -155,7 +180,11 @@ class Envelope(Attempt):
         self.queued_at = now
         self.started_at = now
         self.upstream_seconds = 0.0
+        self.last_event_at: float | None = None
+        self.picked_up_at: float | None = None
         self.reserved_tokens = 0
+        self.probe = False
+        self.repeat_slots: tuple[RetryBudget, ...] = ()
         self.failures: list[AttemptFailure] | None = None
         self.state = State.WAITING
         self.handler: Handling | None = None
@@ -171,18 +200,27 @@ class Envelope(Attempt):
         self.state = State.RUNNING
         self.number += 1
         self.started_at = now
+        self.last_event_at = None
+        if self.picked_up_at is None:
+            self.picked_up_at = now
         limit = self.timeouts.first_event if self.streamed else self.timeouts.headers
-        self.wheel.move(self, min(self.deadline, now + min(limit, self.config.timeout)))
+        self.wheel.move(self, min(self.until, now + min(limit, self.config.timeout)))
 
     def headers_received(self) -> None:
         """The limit for headers is met: what is left is the attempt's own."""
         if self.state is State.RUNNING and not self.streamed and self.expiry is None:
-            self.wheel.move(self, min(self.deadline, self.started_at + self.config.timeout))
+            self.wheel.move(self, min(self.until, self.started_at + self.config.timeout))
+
+    def event_received(self, now: float, *, committed: bool) -> None:
+        """An event of a stream that is put together has come: the next limit applies."""
+        if committed and self.state is State.RUNNING and self.expiry is None:
+            self.last_event_at = now
+            self.wheel.move(self, min(self.until, now + self.timeouts.idle))
 
     def pause(self) -> None:
         """A backoff starts: only the deadline applies."""
         if self.open:
-            self.wheel.move(self, self.deadline)
+            self.wheel.move(self, self.until)
 
     def failed(self, error: GatewayError, now: float) -> None:
         """Note that the running attempt failed; the envelope is not answered by that."""
@@ -218,6 +256,12 @@ class Envelope(Attempt):
         self.wheel.discard(self)
         self._interrupt()
 
+    def give_back_slots(self) -> None:
+        """No repeat of it is under way any more."""
+        for budget in self.repeat_slots:
+            budget.give_back_slot()
+        self.repeat_slots = ()
+
     @property
     def open(self) -> bool:
         """Whether somebody still waits for the answer."""
@@ -247,7 +291,7 @@ class Envelope(Attempt):
             self._interrupt()
             self.fail(self.expiry)
         else:
-            last = max(now, self.deadline) + LAST_GRACE
+            last = max(now, self.until) + LAST_GRACE
             self.wheel.add(self, min(now + CLEANUP_GRACE, last))
             self._interrupt()
 
@@ -258,21 +302,34 @@ class Envelope(Attempt):
             return DeadlineExceededError(
                 f"the request's deadline passed {where} provider {self.config.name!r}"
             )
-        awaited = "first event" if self.streamed else "answer"
+        if self.state is State.WAITING:
+            waited = now - self.queued_at
+            return OverloadedError(
+                f"provider {self.config.name!r} could not begin within {waited:.3g} s",
+                provider=self.config.name,
+                code="queue_wait_exceeded",
+            )
+        awaited, since = "first event" if self.streamed else "answer", self.started_at
+        if self.last_event_at is not None:
+            awaited, since = "further event", self.last_event_at
         return SilentError(
-            f"provider {self.config.name!r} gave no {awaited} within {now - self.started_at:.3g} s",
+            f"provider {self.config.name!r} gave no {awaited} within {now - since:.3g} s",
             provider=self.config.name,
         )
 
-    def crashed(self) -> ActorCrashedError:
-        """The error for an envelope whose actor has died."""
+    def crashed(self, *, retired: bool = False) -> ActorCrashedError:
+        """The error for an envelope whose actor has died, or was retired by a reload."""
         never_sent = self.state is State.WAITING
+        what = (
+            f"provider {self.config.name!r} left the configuration"
+            if retired
+            else f"the actor of provider {self.config.name!r} crashed"
+        )
         return ActorCrashedError(
-            f"the actor of provider {self.config.name!r} crashed "
-            + ("before" if never_sent else "while")
-            + " it served the request",
+            f"{what} {'before' if never_sent else 'while'} it served the request",
             provider=self.config.name,
             replay=Replay.NOT_ACCEPTED if never_sent else Replay.MAYBE_ACCEPTED,
+            code="provider_retired" if retired else None,
         )
 
 

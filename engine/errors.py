@@ -14,7 +14,8 @@ GatewayError
 └── ProviderError                            an attempt failed; carries its error class
     ├── ConnectError                         connect
     ├── OverloadedError                      overloaded
-    │   └── ExhaustedError                   the same, because a quota or spending limit is used up
+    │   ├── ExhaustedError                   the same, because a quota or spending limit is used up
+    │   └── ProviderClosedError              it was closed while the request waited for it
     ├── TransientError                       transient
     ├── SilentError                          silent
     ├── BrokenError                          broken
@@ -70,6 +71,9 @@ class GatewayError(Exception):
         param: The request field at fault, or None.
         retry_after: Seconds after which another try makes sense, or None.
         attempts: Upstream calls that were made before it was raised by the router.
+        retry_denied: Why nothing more was tried although it might have been (`budget`),
+            or None.
+        fallbacks: Other models that were asked before it was raised by the router.
     """
 
     status: int = 500
@@ -78,6 +82,8 @@ class GatewayError(Exception):
     param: str | None = None
     retry_after: float | None = None
     attempts: int = 0
+    retry_denied: str | None = None
+    fallbacks: tuple[str, ...] = ()
 
     @property
     def message(self) -> str:
@@ -261,6 +267,12 @@ class ExhaustedError(OverloadedError):
     """A quota or a spending limit is used up: waiting a moment does not help."""
 
     code: str | None = "provider_exhausted"
+
+
+class ProviderClosedError(OverloadedError):
+    """The provider was taken out of rotation while the request waited in its mailbox."""
+
+    code: str | None = "provider_closed"
 
 
 class TransientError(ProviderError):

@@ -36,7 +36,17 @@ class ProviderFactory:
             ConfigurationError: (a `ValueError`) If the type is unknown, or a setting that
                 the type needs, such as a key or a URL, is missing. Says what to do.
         """
-        return ProviderFactory.adapter_class(config.type)(config)
+        adapter_class = ProviderFactory.adapter_class(config.type)
+        try:
+            return adapter_class(config)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # the border to somebody's adapter
+            msg = (
+                f"the adapter of provider {config.name!r} (type {config.type!r}) cannot be made: "
+                f"it raised {type(error).__name__}"
+            )
+            raise ConfigurationError(msg) from error
 
     @staticmethod
     def adapter_class(type_name: str) -> type[BaseProvider]:
@@ -53,11 +63,9 @@ class ProviderFactory:
         """Make a provider type known to this process.
 
         Raises:
-            ConfigurationError: If the name is taken, or the class is no `BaseProvider`.
+            ConfigurationError: If the name is taken, or the class is no usable `BaseProvider`.
         """
-        if not (isinstance(adapter_class, type) and issubclass(adapter_class, BaseProvider)):
-            msg = f"the adapter of type {type_name!r} must be a subclass of engine.BaseProvider"
-            raise ConfigurationError(msg)
+        _checked(adapter_class, f"the adapter of type {type_name!r}")
         with ProviderFactory._lock:
             if type_name in ProviderFactory._known():
                 msg = f"the provider type {type_name!r} is taken: choose another name"
@@ -121,11 +129,19 @@ class ProviderFactory:
             except (ImportError, AttributeError) as error:
                 msg = f"the adapter of provider type {type_name!r} cannot be loaded: {error}"
                 raise ConfigurationError(msg) from error
-            if not (isinstance(adapter_class, type) and issubclass(adapter_class, BaseProvider)):
-                msg = f"{entry.value} is no subclass of engine.BaseProvider"
-                raise ConfigurationError(msg)
-            ProviderFactory._loaded[type_name] = adapter_class
-            return adapter_class
+            checked = ProviderFactory._loaded[type_name] = _checked(adapter_class, entry.value)
+            return checked
+
+
+def _checked(adapter_class: object, what: str) -> type[BaseProvider]:
+    """The class; refused here is what would only fail later, at somebody's request."""
+    if not (isinstance(adapter_class, type) and issubclass(adapter_class, BaseProvider)):
+        msg = f"{what} must be a subclass of engine.BaseProvider"
+        raise ConfigurationError(msg)
+    if not isinstance(getattr(adapter_class, "operations", None), frozenset):
+        msg = f"{what} must say what it offers: operations = frozenset({{Operation.CHAT, ...}})"
+        raise ConfigurationError(msg)
+    return adapter_class
 
 
 def _unknown(type_name: str, known: list[str]) -> str:

@@ -181,10 +181,20 @@ class Usage:
     def from_body(cls, body: Mapping[str, Any]) -> Usage | None:
         """Read an OpenAI-style `usage` object out of an answer or a chunk, if there is one."""
         usage = body.get("usage")
-        if not isinstance(usage, Mapping):
+        # The common cases first: asking for an abstract class takes longer than all the rest.
+        if usage is None or (type(usage) is not dict and not isinstance(usage, Mapping)):
             return None
         given, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
         return cls(given if type(given) is int else 0, made if type(made) is int else 0)
+
+
+class Replayed(StrEnum):
+    """How an answer came to a caller for whom nothing was asked upstream."""
+
+    JOINED = "joined"
+    """The request of another caller, with the same idempotency key, was running."""
+    STORED = "stored"
+    """The answer to the same idempotency key had been kept."""
 
 
 class Response:
@@ -194,12 +204,25 @@ class Response:
         body: The provider's JSON object, every field as it came.
         raw: The bytes it came as, or None if it never was bytes.
         provider: Name of the provider that answered.
-        attempts: How many upstream calls the request took, this one included.
-        request_id: The request's id.
+        attempts: How many upstream calls the request took, this one included; 0 for a
+            replayed answer.
+        request_id: The request's id; of a replayed answer, the id of the request that
+            was sent upstream.
         upstream_seconds: Time spent in upstream calls, failed ones included.
+        fallbacks: Other models that were asked because the one asked for could not answer.
+        replayed: How the answer was shared by an idempotency key; None if it was not.
     """
 
-    __slots__ = ("attempts", "body", "provider", "raw", "request_id", "upstream_seconds")
+    __slots__ = (
+        "attempts",
+        "body",
+        "fallbacks",
+        "provider",
+        "raw",
+        "replayed",
+        "request_id",
+        "upstream_seconds",
+    )
 
     def __init__(self, body: dict[str, Any], raw: bytes | None = None) -> None:
         self.body = body
@@ -208,6 +231,8 @@ class Response:
         self.attempts = 1
         self.request_id = ""
         self.upstream_seconds = 0.0
+        self.fallbacks: tuple[str, ...] = ()
+        self.replayed: Replayed | None = None
 
     def __getitem__(self, key: str) -> Any:
         return self.body[key]

@@ -105,6 +105,22 @@ class BaseProvider(ABC):
         msg = f"providers of type {self.config.type!r} cannot list their models"
         raise UnsupportedOperationError(msg)
 
+    async def check_health(self, path: str) -> None:
+        """Ask the upstream whether it is well; returns if it is. Costs no inference.
+
+        Time is kept by the engine: the check is cancelled when it takes too long.
+
+        Args:
+            path: What to ask, as `health_check.path` in the configuration has it.
+
+        Raises:
+            ProviderError: If it is not well, or cannot be asked.
+            UnsupportedOperationError: If this type cannot be checked; `health_check` is
+                then a mistake in its configuration.
+        """
+        msg = f"providers of type {self.config.type!r} cannot be checked at {path!r}"
+        raise UnsupportedOperationError(msg)
+
     async def start(self) -> None:
         """Get ready to serve; called once, before the first request, by whoever owns it.
 

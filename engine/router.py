@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import anyio
-import anyio.lowlevel
-from pydantic import ValidationError
 
-from engine.actor import ProviderActor
+from engine.acceptance import SYSTEM_RANDOM
 from engine.config import GatewayConfig
-from engine.dispatcher import Dispatcher
-from engine.errors import (
-    ConfigurationError,
-    InvalidRequestError,
-    ModelNotFoundError,
-    RouterClosedError,
-)
-from engine.event_loop import native_clock, native_event
-from engine.factory import ProviderFactory
-from engine.ledger import Ledger, Outcome
+from engine.configuration_edit import checked_configuration
+from engine.errors import RouterClosedError
+from engine.event_loop import native_clock
+from engine.ledger import Ledger
 from engine.model_catalogue import ModelCatalogue, ModelEntry
-from engine.operations import ChatRequest, EmbeddingRequest, Request, Response
-from engine.plan import Plan, make_plans
-from engine.provider import BaseProvider
-from engine.provider_lifetime import close_providers, start_providers
+from engine.provider_lifetime import ProviderPool
 from engine.registry import ProviderRegistry
-from engine.request_run import RequestRun, RunningEngine
-from engine.resilience.deadline import DeadlineWheel
-from engine.resilience.limits import rate_limits
-from engine.status import ActorState, RouterStatus
-from engine.stream_opening import StreamOpening
-from engine.supervisor import Supervisor
+from engine.request_run import RequestRun
+from engine.router_controls import RouterControls
+from engine.router_requests import RouterRequests
+from engine.running_router import RunningRouter
+from engine.status import RouterStatus
 from engine.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
-    from opentelemetry.context import Context
     from opentelemetry.trace import TracerProvider
+
+    from engine.idempotency_store import IdempotencyStore
+    from engine.reloader import Reloader
+    from engine.request_record import RequestRecord
+    from engine.router_requests import Accept
 
 CLOSE_GRACE = 5.0
 """Seconds that callers have to take their answers when the router closes."""
 
-SYSTEM_RANDOM = random.SystemRandom()
-"""Seeds and id prefixes only: every other choice comes from the router's own generator."""
 
-
-class Router:
+class Router(RouterRequests, RouterControls):
     """Spreads requests over providers by weight and keeps serving when some fail.
 
     Use it as an async context manager: it owns every task and connection.
@@ -67,6 +55,7 @@ class Router:
         rng: Source of all random choices; None seeds one from `config.seed`.
         clock: Monotonic seconds; None takes the event loop's own clock.
         tracer_provider: Where spans go; None takes the process's provider.
+        wall_clock: Seconds since 1970, for the dates in `explain`; None leaves them out.
 
     Raises:
         ConfigurationError: If a provider cannot be made as configured.
@@ -80,36 +69,27 @@ class Router:
         rng: random.Random | None = None,
         clock: Callable[[], float] | None = None,
         tracer_provider: TracerProvider | None = None,
+        wall_clock: Callable[[], float] | None = None,
     ) -> None:
-        self.config = config
+        self._wall_clock = wall_clock
+        self._config = config
         self._seed = config.seed if config.seed is not None else SYSTEM_RANDOM.getrandbits(64)
         self._rng = rng or random.Random(self._seed)
-        self._given_clock = clock
-        self._clock: Callable[[], float] = clock or anyio.current_time
-        self._telemetry = Telemetry(tracer_provider)
-        self._own: list[BaseProvider] = []
-        self._providers: dict[str, BaseProvider] = {}
-        for provider_config in config.providers:
-            if not provider_config.enabled:
-                continue
-            if registry is not None and provider_config.name in registry:
-                provider = registry.get_provider(provider_config.name)
-            else:
-                provider = ProviderFactory.create_provider(provider_config)
-                self._own.append(provider)
-            self._providers[provider_config.name] = provider
-        self._actors: tuple[ProviderActor, ...] = ()
-        self._plans: dict[str, Plan] = {}
-        self._any_model: Plan | None = None
+        self._draws_seed = rng is None and config.seed is None
+        self._clock = clock
+        self._telemetry = Telemetry(tracer_provider, propagate=config.telemetry.propagate)
         self._ledger = Ledger()
+        self._pool = ProviderPool(registry)
+        self._providers = {
+            each.name: self._pool.provide(each) for each in config.providers if each.enabled
+        }
         self._catalogue = ModelCatalogue(config, self._providers)
-        # Unique for the process's life and over processes, without a draw per request.
-        self._id_prefix = f"req-{SYSTEM_RANDOM.randbytes(6).hex()}-"
-        self._ids = 0
+        self._running: RunningRouter | None = None
         self._group: TaskGroup | None = None
-        self._accepting = False
         self._entered = False
-        self._seen = 0.0
+        self._accepting = False
+        # One look-up instead of a question for each request: may it be accepted?
+        self._accept: Accept = self._refuse
 
     @classmethod
     def from_config(cls, config: GatewayConfig | Mapping[str, Any], **options: Any) -> Self:
@@ -122,85 +102,9 @@ class Router:
         Raises:
             ConfigurationError: If the configuration is wrong; says what and where.
         """
-        if not isinstance(config, GatewayConfig):
-            try:
-                config = GatewayConfig.model_validate(config)
-            except ValidationError as error:
-                findings = [
-                    f"{'.'.join(map(str, found['loc'])) or 'configuration'}: {found['msg']}"
-                    for found in error.errors(include_input=False, include_url=False)
-                ]
-                raise ConfigurationError("; ".join(findings)) from None
-        return cls(config, **options)
+        return cls(checked_configuration(config), **options)
 
     # ── requests ─────────────────────────────────────────────────────────────────
-
-    async def complete(
-        self,
-        request: Request | Mapping[str, Any],
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the request's deadline
-        request_id: str | None = None,
-        context: Context | None = None,
-    ) -> Response:
-        """Get a whole answer.
-
-        Args:
-            request: A request, or the JSON object of a chat completion.
-            timeout: Seconds within which to be answered; never extends the configured total.
-            request_id: The request's id; None makes one.
-            context: Trace context of the caller; None takes the current one.
-
-        Raises:
-            InvalidRequestError: If the request cannot be served by anybody as it is.
-            RejectedError: If nobody can take it now; nothing was sent.
-            DeadlineExceededError: If its time is over.
-            ProviderError: If every attempt failed; this is the last one's failure.
-        """
-        if not isinstance(request, Request):
-            request = ChatRequest.from_body(request)
-        run = self._accept(request.as_streamed(False), False, timeout, request_id, context)
-        return await run.respond()
-
-    def stream(
-        self,
-        request: Request | Mapping[str, Any],
-        *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        context: Context | None = None,
-    ) -> StreamOpening:
-        """Get an answer in chunks: `async with router.stream(request) as stream`.
-
-        Entering waits for the first useful event; until then everything may be retried.
-        Arguments are those of `complete`.
-
-        Raises:
-            InvalidRequestError: On entering, and so for all that `complete` raises.
-            StreamTruncatedError: On reading, if the stream broke.
-        """
-
-        def accept() -> RequestRun:
-            asked = request if isinstance(request, Request) else ChatRequest.from_body(request)
-            return self._accept(asked.as_streamed(True), True, timeout, request_id, context)
-
-        return StreamOpening(accept)
-
-    async def embed(
-        self,
-        request: Request | Mapping[str, Any],
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109 - it becomes the request's deadline
-        request_id: str | None = None,
-    ) -> Response:
-        """Get embeddings; like `complete`, for an `EmbeddingRequest` or its JSON object.
-
-        Raises:
-            GatewayError: As `complete` does.
-        """
-        if not isinstance(request, Request):
-            request = EmbeddingRequest.from_body(request)
-        return await self.complete(request, timeout=timeout, request_id=request_id)
 
     async def list_models(self) -> list[ModelEntry]:
         """The models that can be asked for, and who serves them.
@@ -210,87 +114,84 @@ class Router:
         """
         return await self._catalogue.list_models()
 
-    def _accept(
-        self,
-        request: Request,
-        streamed: bool,
-        timeout: float | None,
-        request_id: str | None,
-        context: Context | None,
-    ) -> RequestRun:
-        """Count a request in, with its id, its plan and its deadline."""
-        if not self._accepting:
-            raise RouterClosedError(
-                "the router is closing" if self._entered else "enter the router before using it"
-            )
-        plan = self._plans.get(request.model) or self._any_model
-        if plan is None:
-            raise self._unknown(request)
-        if timeout is not None and not (0 < timeout < math.inf):
-            msg = f"timeout must be a positive number of seconds, not {timeout!r}"
-            raise InvalidRequestError(msg, param="timeout")
-        if request_id is None:
-            self._ids += 1
-            request_id = f"{self._id_prefix}{self._ids}"
-        total = plan.total if timeout is None else min(timeout, plan.total)
-        now = self._seen = self._clock()
-        run = RequestRun(
-            request,
-            request_id,
-            engine=self._engine,
-            plan=plan,
-            now=now,
-            deadline=now + total,
-            streamed=streamed,
-            context=context,
-        )
-        self._ledger.open(run)
-        return run
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        """The story of a request: choices, attempts, limits and outcome; None if unknown.
 
-    def _unknown(self, request: Request) -> ModelNotFoundError:
-        """Count a request for an unknown model in and out again."""
-        self._ledger.open(request)
-        self._ledger.settle(request, Outcome.REJECTED)
-        known = ", ".join(list(self._plans)[:10])
-        shown = request.model[:100]
-        return ModelNotFoundError(
-            f"the model {shown!r} is not served here (known: {known})", param="model"
+        The latest `history` requests are known, running ones included.
+        """
+        if self._running is None:
+            return None
+        record = self._running.history.find(request_id)
+        return None if record is None else self._story(self._running, record)
+
+    def recent_requests(self, count: int = 20) -> list[dict[str, Any]]:
+        """The stories of the newest requests, the newest first."""
+        if self._running is None:
+            return []
+        records = self._running.history.latest(count)
+        return [self._story(self._running, record) for record in records]
+
+    def _story(self, running: RunningRouter, record: RequestRecord) -> dict[str, Any]:
+        wall = None if self._wall_clock is None else self._wall_clock()
+        return record.as_dict(self._seed, running.now(), wall)
+
+    def _idempotency(self) -> IdempotencyStore:
+        if not self._accepting or self._running is None:
+            self._refuse()
+        return self._running.idempotency
+
+    def _until(self, timeout: float | None) -> float | None:
+        if timeout is None or self._running is None:
+            return None
+        return self._running.now() + timeout
+
+    def _start_work(self, work: Callable[..., Any], *arguments: Any) -> None:
+        assert self._group is not None
+        self._group.start_soon(work, *arguments)
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise RouterClosedError(
+            "the router is closing" if self._entered else "enter the router before using it"
         )
+
+    # ── configuration ────────────────────────────────────────────────────────────
+
+    @property
+    def config(self) -> GatewayConfig:
+        """The configuration that new requests are served by."""
+        return self._config if self._running is None else self._running.reloader.current.config
+
+    def _reloader(self) -> Reloader:
+        if self._running is None:
+            self._refuse()
+        return self._running.reloader
 
     # ── state ────────────────────────────────────────────────────────────────────
 
     @property
     def ready(self) -> bool:
         """Whether requests can be served now."""
-        return self._accepting and any(
-            actor.state is ActorState.SERVING and actor.config.weight > 0 for actor in self._actors
-        )
+        return self._accepting and self._running is not None and self._running.can_serve
 
     def status(self) -> RouterStatus:
         """A snapshot of everything: requests in and out, and each actor's state."""
-        now = self._now()
-        picks = sum(actor.picked for actor in self._actors)
+        if self._running is None:
+            return RouterStatus(False, self._ledger.status(), (), self._seed)
+        reloader, now = self._running.reloader, self._running.now()
         return RouterStatus(
             ready=self.ready,
             ledger=self._ledger.status(),
-            actors=tuple(actor.status(now, picks) for actor in self._actors),
+            actors=self._running.actor_statuses(now),
             seed=self._seed,
+            generation=reloader.current.number,
+            reloads=reloader.reloads,
+            reload_error=reloader.error(now),
         )
-
-    def _now(self) -> float:
-        """The current instant, or the latest known one in a foreign thread."""
-        if self._entered:
-            try:
-                self._seen = self._clock()
-            except RuntimeError:
-                # Trio tells the time in its own thread only; metrics are read in another.
-                return self._seen
-        return self._seen
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the configured models; empty when every name is served."""
-        return tuple(self._plans)
+        return tuple(model.name for model in self.config.models)
 
     # ── life ─────────────────────────────────────────────────────────────────────
 
@@ -299,53 +200,38 @@ class Router:
             msg = "a router can be entered once only: make another one"
             raise RuntimeError(msg)
         self._entered = True
-        self._clock = self._given_clock or native_clock()
-        self._wheel = DeadlineWheel(self._clock)
-        self._event = native_event()
+        if self._draws_seed:
+            # Again: processes forked since would otherwise all make the same choices.
+            self._seed = SYSTEM_RANDOM.getrandbits(64)
+            self._rng = random.Random(self._seed)
         try:
-            self._actors = tuple(self._make_actor(p) for p in self._providers.values())
-            await start_providers(self._own)
+            running = RunningRouter(
+                self._config,
+                self._providers,
+                pool=self._pool,
+                catalogue=self._catalogue,
+                ledger=self._ledger,
+                telemetry=self._telemetry,
+                clock=self._clock or native_clock(),
+                rng=self._rng,
+                start=self._start_work,
+            )
+            await self._pool.start(self._providers.values())
         except BaseException:
-            await close_providers(self._own)
+            await self._pool.close_all()
             raise
-        actors = {actor.name: actor for actor in self._actors}
-        self._plans, self._any_model = make_plans(self.config, actors, self._rng)
-        self._engine = RunningEngine(
-            clock=self._clock,
-            event=self._event,
-            dispatcher=Dispatcher(),
-            wheel=self._wheel,
-            ledger=self._ledger,
-            telemetry=self._telemetry,
-        )
-        self._supervisor = Supervisor(self._actors, clock=self._clock, rng=self._rng)
+        self._running = running
         self._group = await anyio.create_task_group().__aenter__()
-        self._group.start_soon(self._run)
+        self._group.start_soon(running.run)
         try:
-            while any(actor.state is ActorState.STARTING for actor in self._actors):
-                await anyio.lowlevel.checkpoint()
+            await running.started()
         except BaseException as error:
             # Cancelled while it is entered: nobody else would leave it.
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
         self._accepting = True
+        self._accept = running.acceptance.accept
         return self
-
-    async def _run(self) -> None:
-        async with anyio.create_task_group() as group:
-            # The limits are watched until the last actor has ended, or a caller whose
-            # adapter hangs in its clean-up would wait for it beyond its deadline.
-            watch = anyio.CancelScope(shield=True)
-
-            async def watch_limits() -> None:
-                with watch:
-                    await self._wheel.run()
-
-            group.start_soon(watch_limits)
-            try:
-                await self._supervisor.run()
-            finally:
-                watch.cancel()
 
     async def drain(self, seconds: float) -> bool:
         """Take no new requests, and wait until those in flight have ended.
@@ -353,10 +239,16 @@ class Router:
         Returns:
             Whether all ended within `seconds`.
         """
-        self._accepting = False
+        self._close_the_door()
         with anyio.move_on_after(seconds):
             await self._ledger.wait_empty()
         return self._ledger.in_flight == 0
+
+    def _close_the_door(self) -> None:
+        self._accepting = False
+        self._accept = self._refuse
+        if self._running is not None:
+            self._running.reloader.close()
 
     async def __aexit__(
         self,
@@ -364,10 +256,11 @@ class Router:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._accepting = False
+        self._close_the_door()
         assert self._group is not None
+        assert self._running is not None
         # First the reason, then the cancellation: whoever is answered by it is told why.
-        self._supervisor.stop()
+        self._running.supervisor.stop()
         self._group.cancel_scope.cancel()
         try:
             await self._group.__aexit__(None, None, None)
@@ -379,22 +272,9 @@ class Router:
             for run in self._ledger.entries():
                 if isinstance(run, RequestRun):
                     run.cut("the gateway is closing")
-            await close_providers(self._own)
-
-    def _make_actor(self, provider: BaseProvider) -> ProviderActor:
-        limits = provider.config.limits
-        return ProviderActor(
-            provider,
-            clock=self._clock,
-            rng=self._rng,
-            wheel=self._wheel,
-            telemetry=self._telemetry,
-            event=self._event,
-            rate_limits=rate_limits(provider.name, limits, self._clock),
-        )
+            await self._pool.close_all()
 
     def __repr__(self) -> str:
         state = "open" if self._accepting else "closed"
-        return (
-            f"Router({len(self._providers)} providers, {self._ledger.in_flight} in flight, {state})"
-        )
+        providers = sum(1 for provider in self.config.providers if provider.enabled)
+        return f"Router({providers} providers, {self._ledger.in_flight} in flight, {state})"

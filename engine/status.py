@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.ledger import LedgerStatus
 from engine.mailbox import MailboxStatus
+from engine.resilience.health import HealthStatus
 
 
 class ActorState(StrEnum):
@@ -17,6 +18,7 @@ class ActorState(StrEnum):
     SERVING = "serving"
     RESTARTING = "restarting"
     DOWN = "down"
+    RETIRED = "retired"
     STOPPED = "stopped"
 
 
@@ -30,8 +32,11 @@ class ActorStatus:
         state: What the actor is doing.
         mailbox: Its queue.
         in_flight: Attempts that run, streams included.
+        concurrency: Attempts that may run at the same time now.
         workers: Tasks that serve, or wait to.
-        ejected_until: Seconds from now until it may be picked again; None if it may now.
+        health: What its attempts came to, and whether it may be picked.
+        ejected_until: Seconds from now until it may be picked again; None if it may now, or
+            if that is not known.
         reason: Why it may not be picked, or None.
         weight: Its configured weight.
         share: Its part of all picks so far, between 0 and 1.
@@ -39,6 +44,7 @@ class ActorStatus:
         completed: Attempts that succeeded.
         failed: Attempts that failed, by error class.
         restarts: How often the supervisor restarted it.
+        retries_denied: Further attempts there that the retry budget did not allow.
     """
 
     name: str
@@ -46,7 +52,9 @@ class ActorStatus:
     state: ActorState
     mailbox: MailboxStatus
     in_flight: int
+    concurrency: int
     workers: int
+    health: HealthStatus
     ejected_until: float | None
     reason: str | None
     weight: float
@@ -55,6 +63,7 @@ class ActorStatus:
     completed: int
     failed: dict[str, int]
     restarts: int
+    retries_denied: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +75,19 @@ class RouterStatus:
         ledger: Requests in, out and in flight.
         actors: One entry a provider, in the order of the configuration.
         seed: The seed of all random choices, which makes them repeatable.
+        generation: Number of the configuration that serves, 1 for the first; 0 before the
+            router is entered.
+        reloads: How often a configuration was applied since then.
+        reload_error: When and why the last reload was refused; None if it was applied.
     """
 
     ready: bool
     ledger: LedgerStatus
     actors: tuple[ActorStatus, ...]
     seed: int
+    generation: int = 0
+    reloads: int = 0
+    reload_error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""

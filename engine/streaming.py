@@ -17,7 +17,7 @@ import anyio
 
 from engine.errors import GatewayError, StreamTruncatedError
 from engine.ledger import Outcome
-from engine.operations import Chunk, Usage
+from engine.operations import Chunk, Replayed, Usage
 from engine.provider import ChunkSource
 from engine.resilience.deadline import DeadlineWheel
 
@@ -37,7 +37,9 @@ class ResponseStream:
         attempts: How many upstream calls it took to get here, this one included.
         request_id: The request's id.
         upstream_seconds: Time spent upstream until the first useful event.
+        fallbacks: Other models that were asked because the one asked for could not answer.
         usage: Tokens as the provider counted them, once it has said so.
+        replayed: None; for what an idempotency key shares see `SharedStream`.
     """
 
     __slots__ = (
@@ -58,7 +60,9 @@ class ResponseStream:
         "_waiting_since",
         "_wheel",
         "attempts",
+        "fallbacks",
         "provider",
+        "replayed",
         "request_id",
         "tick",
         "upstream_seconds",
@@ -98,6 +102,8 @@ class ResponseStream:
         self.attempts = 1
         self.request_id = ""
         self.upstream_seconds = 0.0
+        self.fallbacks: tuple[str, ...] = ()
+        self.replayed: Replayed | None = None
         self.usage: Usage | None = None
         for chunk in held:
             self._put(chunk)
@@ -183,7 +189,7 @@ class ResponseStream:
         except anyio.get_cancelled_exc_class():
             self.cut("the gateway is closing")
             raise
-        except Exception as error:  # noqa: BLE001 - the border: an adapter may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the border: an adapter may raise anything
             self._break(f"the adapter failed with {type(error).__name__}", error)
         except BaseException:
             # It takes the actor down, and with it whoever could tell the caller later.

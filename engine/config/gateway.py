@@ -28,7 +28,7 @@ class RetryBudgetConfig(ConfigurationModel):
     per_success: Share = 0.2
     per_second: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] = 1.0
     max_share: Share = 0.5
-    min_concurrency: Annotated[int, Field(ge=0, le=10_000)] = 3
+    min_concurrency: Annotated[int, Field(ge=0, le=10_000)] = 50
 
 
 class IdempotencyConfig(ConfigurationModel):

@@ -67,8 +67,8 @@ class HedgingConfig(ConfigurationModel):
     """Asking a second provider when the first is slow; each hedge may be a second bill.
 
     Attributes:
-        delay: Seconds after which the second is asked; None waits for the 95th percentile of
-            the first one's time to its first event.
+        delay: Seconds after which the second is asked, though never before the 95th
+            percentile of the first one's time to its first event; None waits for just that.
         max_share: Part of the requests that may be hedged.
     """
 

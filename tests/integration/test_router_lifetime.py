@@ -46,6 +46,7 @@ async def test_use_before_entering_is_refused() -> None:
         await router.complete(CHAT)
     assert not router.ready
     assert router.status().ledger.accepted == 0
+    assert (router.status().generation, router.status().actors) == (0, ())
 
 
 async def test_use_after_closing_is_refused() -> None:
@@ -180,7 +181,7 @@ def test_status_shows_the_state_of_each_actor(virtual_time: Callable[..., None])
         assert (first.in_flight, first.workers, first.picked, first.completed) == (1, 1, 2, 0)
         assert first.share == pytest.approx(2 / 3)
         assert (first.reason, first.ejected_until) == (None, None)
-        assert (second.weight, second.reason) == (2, "overloaded")
+        assert (second.weight, second.reason) == (2, "it asked for a pause")
         assert second.ejected_until == pytest.approx(39, abs=0.1)
         assert second.failed == {"overloaded": 1}
         assert status.ledger.accepted == 3

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-from scripted import CHAT, ScriptedProvider, assert_settled, make_router
+from scripted import CHAT, Fail, Hang, Ok, ScriptedProvider, assert_settled, make_router
 
-from engine import ConnectError, OverloadedError
+from engine import ConnectError, OverloadedError, Priority
 
 Virtual = Callable[..., None]
 
@@ -40,5 +40,35 @@ def test_pause_between_repeats_may_outlast_an_attempt(virtual_time: Virtual) -> 
             assert response.attempts == 3
             assert anyio.current_time() - start >= 10
         assert_settled(router, completed=1)
+
+    virtual_time(main)
+
+
+def test_pause_is_not_waited_for_where_there_is_no_room_after_it(virtual_time: Virtual) -> None:
+    """Of two that asked for a pause, the one whose mailbox has room for the class is awaited."""
+
+    async def main() -> None:
+        soon = Fail(OverloadedError("busy", retry_after=5), after=1)
+        full = ScriptedProvider(
+            "full", soon, then=Hang(), weight=1e9, limits={"concurrency": 1, "queue": 2}
+        )
+        late = OverloadedError("busy", retry_after=20)
+        free = ScriptedProvider("free", late, then=Ok("free"), weight=1e-9)
+        models = [
+            {"name": "m", "targets": [{"provider": "full"}, {"provider": "free"}]},
+            {"name": "only-full", "targets": [{"provider": "full"}]},
+        ]
+        async with make_router(full, free, models=models) as router:
+            async with anyio.create_task_group() as group:
+
+                async def fill() -> None:
+                    await anyio.sleep(0.5)
+                    for _ in range(2):
+                        group.start_soon(router.complete, {**CHAT, "model": "only-full"})
+
+                group.start_soon(fill)
+                response = await router.complete(CHAT, priority=Priority.SHEDDABLE)
+                assert (response.provider, response.attempts) == ("free", 3)
+                group.cancel_scope.cancel()
 
     virtual_time(main)

@@ -29,9 +29,13 @@ from engine import (
     BrokenError,
     CallerError,
     ConnectError,
+    ContextLengthError,
+    ExhaustedError,
     GatewayError,
+    MisconfiguredError,
     Outcome,
     OverloadedError,
+    Priority,
     RejectedError,
     Router,
     RouterStatus,
@@ -41,7 +45,8 @@ from engine import (
 )
 
 ERRORS = [
-    ConnectError, TransientError, SilentError, BrokenError, CallerError, ValueError, SystemExit,
+    ConnectError, TransientError, SilentError, BrokenError, CallerError, ContextLengthError,
+    MisconfiguredError, ExhaustedError, ValueError, SystemExit,
 ]  # fmt: skip
 
 
@@ -80,6 +85,7 @@ class Scenario:
         self.heard: Counter[Outcome] = Counter()
         self.asked = 0
         self.late: list[float] = []
+        self.told_attempts = 0
         providers = [
             ScriptedProvider(
                 name,
@@ -87,19 +93,41 @@ class Scenario:
                 weight=rng.choice([1, 2, 5]),
                 max_retries=rng.randint(0, 3),
                 timeout=4,
-                limits={"concurrency": rng.randint(1, 4), "queue": rng.randint(0, 5)},
+                limits={"concurrency": rng.randint(1, 4), "queue": rng.randint(0, 5)}
+                | {"adaptive": rng.choice([None, {"initial": 2, "min": 1}])},
+                ejection={"base": 0.3, "max": 2, "slow_start": rng.choice([0, 2])}
+                | {"consecutive_failures": rng.choice([0, 1, 5])},
                 timeouts={"headers": 2, "first_event": 2, "idle": 1, "total": 10},
             )
             for name in "abc"[: rng.randint(1, 3)]
         ]
         self.providers = providers
         repeat = rng.choice(["never", "non_streaming", "always"])
+        self.most_attempts = rng.randint(1, 5)
         self.router = make_router(
             *providers,
             seed=seed,
             balancer=rng.choice(["weighted_random", "smooth_weighted", "least_loaded"]),
-            retries={"max_attempts": rng.randint(1, 5), "repeat_maybe_accepted": repeat},
+            retries={"max_attempts": self.most_attempts, "repeat_maybe_accepted": repeat},
+            retry_budget=rng.choice([{}, {"capacity": 2, "min_concurrency": 1, "max_share": 0}]),
+            max_ejected=rng.choice([0, 0.5, 1]),
+            history=rng.choice([0, 3, 1_000]),
+            models=self.models(),
         )
+
+    def models(self) -> list[dict[str, Any]]:
+        """No models, or two with tiers, hedging and fallbacks."""
+        rng = self.rng
+        if rng.random() < 0.2:
+            return []
+        targets = [
+            {"provider": each.name, "tier": rng.choice([0, 0, 1])} for each in self.providers
+        ]
+        hedging = rng.choice([None, {"delay": rng.choice([0.02, 0.3]), "max_share": 1}])
+        causes = {cause: ["n"] for cause in ("error", "context_length") if rng.random() < 0.5}
+        model = {"name": "m", "targets": targets, "hedging": hedging, "fallbacks": causes}
+        model["upstream_streaming"] = rng.choice(["never", "auto"])
+        return [model, {"name": "n", "targets": [{"provider": self.providers[0].name}]}]
 
     def check(self) -> RouterStatus:
         """The invariants that hold at every step."""
@@ -128,21 +156,24 @@ class Scenario:
         timeout = rng.choice([None, 0.3, 2, 6])
         limit = 10 if timeout is None else timeout
         patience = rng.choice([1_000, 1_000, 0, 0.02, 1])
+        priority = rng.choice(list(Priority))
         stays = rng.choice([1_000, 1_000, 1, 2])
         streamed = rng.random() < 0.5
         start = anyio.current_time()
         with anyio.CancelScope(deadline=start + patience) as scope:
             try:
                 if streamed:
-                    await self.read(timeout, stays)
+                    await self.read(timeout, stays, priority)
                 else:
-                    await self.router.complete(CHAT, timeout=timeout)
+                    response = await self.router.complete(CHAT, timeout=timeout, priority=priority)
+                    self.told_attempts = max(self.told_attempts, response.attempts)
                     self.heard[Outcome.COMPLETED] += 1
             except RejectedError:
                 self.heard[Outcome.REJECTED] += 1
             except StreamTruncatedError:
                 self.heard[Outcome.TRUNCATED] += 1
-            except GatewayError:
+            except GatewayError as error:
+                self.told_attempts = max(self.told_attempts, error.attempts)
                 self.heard[Outcome.FAILED] += 1
             took = anyio.current_time() - start
             if took > limit + 0.1:
@@ -150,9 +181,10 @@ class Scenario:
         if scope.cancelled_caught:
             self.heard[Outcome.CANCELLED] += 1
 
-    async def read(self, timeout: float | None, stays: int) -> None:
+    async def read(self, timeout: float | None, stays: int, priority: Priority) -> None:
         """Read a stream, perhaps not to its end."""
-        async with self.router.stream(CHAT, timeout=timeout) as stream:
+        async with self.router.stream(CHAT, timeout=timeout, priority=priority) as stream:
+            self.told_attempts = max(self.told_attempts, stream.attempts)
             count = 0
             async for _ in stream:
                 count += 1
@@ -185,6 +217,14 @@ class Scenario:
         assert [actor.mailbox.depth for actor in status.actors] == [0] * len(self.providers)
         assert [actor.in_flight for actor in status.actors] == [0] * len(self.providers)
         assert self.late == []
+        assert self.told_attempts <= self.most_attempts
+        assert status.ledger.settled_twice == 0
+        assert status.ledger.attempts == sum(len(provider.calls) for provider in self.providers)
+        assert 0 <= status.ledger.wasted <= status.ledger.attempts
+        assert self.router._running is not None
+        assert self.router._running._permits.shared.repeats == 0
+        for actor in self.router._running.reloader.current.actors.values():
+            assert actor.budget.repeats == 0
         for provider in self.providers:
             assert provider.running == 0
             assert all(call.closed for call in provider.calls if call.streamed)

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, assert_type
 
 from engine import (
+    AnswerStream,
     Attempt,
     BaseProvider,
     ChatRequest,
@@ -24,7 +25,6 @@ from engine import (
     Replay,
     Request,
     Response,
-    ResponseStream,
     Router,
     RouterStatus,
     Usage,
@@ -44,7 +44,7 @@ async def as_a_library(configuration: Mapping[str, Any]) -> None:
         await router.complete(CompletionRequest("chat", prompt="once"), request_id="my-id")
         await router.embed(EmbeddingRequest("embed", input=["a"]))
         async with router.stream({"model": "chat", "messages": []}) as stream:
-            assert_type(stream, ResponseStream)
+            assert_type(stream, AnswerStream)
             async for chunk in stream:
                 assert_type(chunk, Chunk)
                 assert_type(chunk.text, str)

@@ -8,6 +8,7 @@ from engine import (
     ChatRequest,
     ConnectError,
     DeadlineExceededError,
+    OverloadedError,
     ProviderConfig,
     Replay,
     Response,
@@ -27,18 +28,21 @@ class Holder:
         self.interrupted += 1
 
 
-def make(deadline: float = 10.0, *, streamed: bool = False) -> tuple[Envelope, Holder]:
+def make(
+    deadline: float = 10.0, *, streamed: bool = False, until: float | None = None
+) -> tuple[Envelope, Holder]:
     """An envelope on a wheel, and its holder."""
     wheel = DeadlineWheel(lambda: 0.0)
     config = ProviderConfig.model_validate(
-        {"name": "a", "type": "mock", "timeout": 6, "timeouts": {"headers": 2, "first_event": 3}}
+        {"name": "a", "type": "mock", "timeout": 6}
+        | {"timeouts": {"headers": 2, "first_event": 3, "idle": 1}}
     )
     envelope = Envelope(
         ChatRequest.from_body(CHAT), "m", "id", config=config, wheel=wheel, deadline=deadline,
-        now=0.0, streamed=streamed,
+        now=0.0, streamed=streamed, assembled=streamed, until=until,
     )  # fmt: skip
     holder = envelope.handler = Holder()
-    wheel.add(envelope, deadline)
+    wheel.add(envelope, envelope.until)
     return envelope, holder
 
 
@@ -176,3 +180,69 @@ async def test_repr_shows_no_prompt() -> None:
     """An envelope in a traceback tells nothing of its contents."""
     envelope, _ = make()
     assert repr(envelope) == "Envelope('id', number=0, operation='chat', model='m')"
+
+
+async def test_time_that_is_kept_back_bounds_each_phase() -> None:
+    """A provider must have answered by `until`, though the request goes on after it."""
+    envelope, _ = make(deadline=10, until=1.5)
+    assert due_at(envelope) <= 1.5 + TICK
+    envelope.begin(1.0)
+    assert due_at(envelope) <= 1.5 + TICK
+    envelope.headers_received()
+    envelope.pause()
+    assert due_at(envelope) <= 1.5 + TICK
+
+
+async def test_kept_back_time_ends_a_wait_as_overload() -> None:
+    """What could not begin in its part of the time was never sent, and goes elsewhere."""
+    envelope, holder = make(deadline=10, until=5)
+    envelope.wheel.discard(envelope)
+    envelope.on_due(5.01)
+    assert isinstance(envelope.error, OverloadedError)
+    assert (envelope.error.code, envelope.error.provider) == ("queue_wait_exceeded", "a")
+    assert envelope.error.replay is Replay.NOT_ACCEPTED
+    assert holder.interrupted == 1
+
+
+async def test_kept_back_time_ends_a_call_as_silence() -> None:
+    """The request's own deadline has not passed: it is the provider that was too slow."""
+    envelope, _ = make(deadline=10, until=2)
+    envelope.begin(1.0)
+    assert isinstance(envelope.expired(2.01), SilentError)
+    assert isinstance(envelope.expired(10.0), DeadlineExceededError)
+
+
+async def test_events_that_commit_move_the_limit() -> None:
+    """Before the first useful event its own limit holds, after it the one between events."""
+    envelope, _ = make(streamed=True)
+    envelope.begin(1.0)
+    envelope.event_received(2.0, committed=False)
+    assert 4 <= due_at(envelope) <= 4 + 2 * TICK
+    envelope.event_received(3.0, committed=True)
+    assert 4 <= due_at(envelope) <= 4 + 2 * TICK
+    envelope.event_received(7.5, committed=True)
+    assert 8.5 <= due_at(envelope) <= 8.5 + 2 * TICK
+    envelope.event_received(9.9, committed=True)
+    assert due_at(envelope) <= 10 + TICK
+
+
+async def test_silence_is_told_by_what_was_awaited() -> None:
+    """The text says whether nothing came at all, or nothing more."""
+    envelope, _ = make(streamed=True)
+    envelope.begin(1.0)
+    assert "no first event within 3 s" in str(envelope.expired(4.0))
+    envelope.event_received(5.0, committed=True)
+    assert "no further event within 1 s" in str(envelope.expired(6.0))
+    envelope.begin(7.0)
+    assert "no first event within 2 s" in str(envelope.expired(9.0))
+
+
+async def test_events_of_a_lost_cause_move_no_limit() -> None:
+    """Once a limit has passed, later events cannot put the answer off."""
+    envelope, _ = make(streamed=True)
+    envelope.begin(1.0)
+    envelope.wheel.discard(envelope)
+    envelope.on_due(4.01)
+    before = due_at(envelope)
+    envelope.event_received(4.02, committed=True)
+    assert due_at(envelope) == before

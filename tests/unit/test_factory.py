@@ -16,6 +16,7 @@ from engine import (
     BaseProvider,
     ChunkSource,
     ConfigurationError,
+    Operation,
     ProviderConfig,
     ProviderFactory,
     Response,
@@ -145,7 +146,7 @@ def test_entry_point_that_cannot_be_imported_is_a_configuration_error(tmp_path: 
 def test_entry_point_that_is_no_provider_is_refused(tmp_path: Path) -> None:
     """An entry point must lead to a `BaseProvider`."""
     said = run_with_packages(tmp_path, {"third_party": "class Adapter: ..."}, MAKE)
-    assert "refused: third_party:Adapter is no subclass" in said
+    assert "refused: third_party:Adapter must be a subclass" in said
 
 
 def test_two_packages_with_one_type_are_refused(tmp_path: Path) -> None:
@@ -159,3 +160,37 @@ def test_adapter_module_may_register_types_while_it_is_loaded(tmp_path: Path) ->
     """Registering at import time does not wait for itself for ever."""
     module = ADAPTER + "    ProviderFactory.register_type('fourth', Adapter)\n"
     assert "third_party.Adapter" in run_with_packages(tmp_path, {"third_party": module}, MAKE)
+
+
+def test_adapter_that_says_nothing_of_its_operations_is_refused() -> None:
+    """It would fail at the first request otherwise, and not where the mistake is."""
+
+    class Silent(BaseProvider):
+        async def send(self, attempt: Any) -> Any: ...
+
+        def stream(self, attempt: Any) -> Any: ...
+
+    with pytest.raises(ConfigurationError, match="must say what it offers"):
+        ProviderFactory.register_type("silent", Silent)
+
+
+def test_adapter_that_fails_to_be_made_is_a_configuration_error() -> None:
+    """The provider and the kind of error are named, and not its text."""
+
+    class Broken(BaseProvider):
+        operations = frozenset({Operation.CHAT})
+
+        def __init__(self, config: ProviderConfig) -> None:
+            raise KeyError("sk-secret")
+
+        async def send(self, attempt: Any) -> Any: ...
+
+        def stream(self, attempt: Any) -> Any: ...
+
+    ProviderFactory.register_type("broken-at-birth", Broken)
+    try:
+        with pytest.raises(ConfigurationError, match=r"'mine'.*raised KeyError") as caught:
+            ProviderFactory.create_provider(ProviderConfig(name="mine", type="broken-at-birth"))
+        assert "sk-secret" not in str(caught.value)
+    finally:
+        ProviderFactory.unregister_type("broken-at-birth")

@@ -3,8 +3,8 @@
 import anyio
 import pytest
 
-from engine import LedgerStatus, Outcome
-from engine.ledger import Ledger
+from engine import LedgerStatus, Outcome, Usage
+from engine.ledger import AttemptAccount, Ledger
 
 
 def test_each_entry_is_counted_in_and_out() -> None:
@@ -20,23 +20,45 @@ def test_each_entry_is_counted_in_and_out() -> None:
     assert status.conservation_error == 0
 
 
-def test_settling_twice_is_an_error() -> None:
-    """Nothing can be settled twice, nor without having been opened."""
+def test_settling_twice_counts_as_an_error_and_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A second settling, or one without an opening, is told and changes no other count."""
     ledger = Ledger()
     entry = object()
     ledger.open(entry)
     ledger.settle(entry, Outcome.FAILED)
-    with pytest.raises(KeyError):
-        ledger.settle(entry, Outcome.FAILED)
-    with pytest.raises(KeyError):
-        ledger.settle(object(), Outcome.FAILED)
-    assert ledger.status().conservation_error == 0
+    ledger.settle(entry, Outcome.COMPLETED, attempts=AttemptAccount(3, 1, Usage(1, 1)))
+    ledger.settle(object(), Outcome.CANCELLED)
+    status = ledger.status()
+    assert status.outcomes == {**dict.fromkeys(Outcome, 0), Outcome.FAILED: 1}
+    assert (status.settled_twice, status.conservation_error) == (2, 2)
+    assert (status.attempts, status.input_tokens) == (0, 0)
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
 
 
 def test_conservation_error_shows_what_does_not_add_up() -> None:
-    """A lost request is positive, one that was settled twice negative."""
+    """What is lost and what was counted too often never cancel each other out."""
     assert LedgerStatus(3, 1, {Outcome.COMPLETED: 1}).conservation_error == 1
-    assert LedgerStatus(1, 0, {Outcome.COMPLETED: 1, Outcome.FAILED: 1}).conservation_error == -1
+    assert LedgerStatus(1, 0, {Outcome.COMPLETED: 1, Outcome.FAILED: 1}).conservation_error == 1
+    lost_and_twice = LedgerStatus(2, 0, {Outcome.COMPLETED: 1}, settled_twice=1)
+    assert lost_and_twice.conservation_error == 2
+
+
+def test_attempts_and_tokens_are_summed() -> None:
+    """The ledger knows what the ended requests have cost, as far as providers said it."""
+    ledger = Ledger()
+    for account in (
+        AttemptAccount(1, 0, Usage(10, 20)),
+        AttemptAccount(3, 2, None),
+        AttemptAccount(2, 1, Usage(1, 2)),
+    ):
+        entry = object()
+        ledger.open(entry)
+        ledger.settle(entry, Outcome.COMPLETED, attempts=account)
+    status = ledger.status()
+    assert (status.attempts, status.wasted) == (6, 3)
+    assert (status.input_tokens, status.output_tokens) == (11, 22)
 
 
 def test_status_is_a_snapshot() -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 from scripted import ScriptedProvider
 
-from engine import GatewayConfig
+from engine import ConnectError, GatewayConfig
 from engine.actor import ProviderActor
 from engine.balancing.least_loaded import LeastLoaded
 from engine.balancing.smooth_weighted import SmoothWeighted
@@ -54,7 +54,7 @@ async def test_without_models_everybody_serves_everything() -> None:
     assert named == {}
     assert anything is not None
     (tier,) = anything.tiers
-    assert [(t.actor.name, t.weight, t.model) for t in tier.targets] == [
+    assert [(t.actor.name, t.weight, t.model) for t in tier.balancer.targets] == [
         ("a", 2, None), ("d", 1, None),
     ]  # fmt: skip
     assert anything.targets == 2
@@ -71,7 +71,10 @@ async def test_targets_are_ordered_by_tier() -> None:
     models = [{"name": "m", "targets": targets}]
     named, anything = plans(providers=[mock("a", weight=4), mock("b")], models=models)
     assert anything is None
-    shown = [[(t.actor.name, t.model, t.weight) for t in tier.targets] for tier in named["m"].tiers]
+    shown = [
+        [(t.actor.name, t.model, t.weight) for t in tier.balancer.targets]
+        for tier in named["m"].tiers
+    ]
     assert shown == [[("b", None, 9), ("a", "early", 4)], [("a", "late", 4)]]
 
 
@@ -87,8 +90,8 @@ async def test_model_settings_win_over_the_files() -> None:
         balancer="smooth_weighted",
     )  # fmt: skip
     assert (named["own"].retries.max_attempts, named["plain"].retries.max_attempts) == (9, 2)
-    assert isinstance(named["own"].tiers[0], LeastLoaded)
-    assert isinstance(named["plain"].tiers[0], SmoothWeighted)
+    assert isinstance(named["own"].tiers[0].balancer, LeastLoaded)
+    assert isinstance(named["plain"].tiers[0].balancer, SmoothWeighted)
 
 
 @pytest.mark.parametrize(("total", "expected"), [(None, 30), (7, 7)])
@@ -118,3 +121,62 @@ async def test_balancers_by_name() -> None:
     assert isinstance(make_balancer("least_loaded", targets, rng), LeastLoaded)
     assert repr(targets[0]) == "Target('a', model=None, weight=1)"
     assert targets[0].load == 0
+
+
+async def test_targets_know_their_place_and_their_label() -> None:
+    """Labels are unique in a plan: a provider that stands there twice is told apart."""
+    targets = [
+        {"provider": "a", "model": "x"},
+        {"provider": "b"},
+        {"provider": "a", "model": "x", "tier": 2},
+        {"provider": "a", "model": None, "tier": 2},
+    ]
+    named, _ = plans(providers=[mock("a"), mock("b")], models=[{"name": "m", "targets": targets}])
+    shown = [
+        (t.label, t.index, t.stage) for tier in named["m"].tiers for t in tier.balancer.targets
+    ]
+    assert shown == [("a/x/0", 0, 0), ("b", 1, 0), ("a/x/2", 0, 1), ("a/*/2", 1, 1)]
+
+
+async def test_candidates_are_the_targets_in_their_order() -> None:
+    """What a record keeps of a tier matches the balancer's own list, place by place."""
+    targets = [{"provider": "b", "model": "x", "weight": 3}, {"provider": "a"}]
+    named, _ = plans(providers=[mock("a"), mock("b")], models=[{"name": "m", "targets": targets}])
+    (tier,) = named["m"].tiers
+    kept = [(c.label, c.provider, c.model, c.weight, c.tier) for c in tier.candidates]
+    assert kept == [("b", "b", "x", 3, 0), ("a", "a", None, 1, 0)]
+    assert [c.label for c in tier.candidates] == [t.label for t in tier.balancer.targets]
+
+
+async def test_fallbacks_hedging_and_total_are_the_models_own() -> None:
+    """A model's plan carries what stands behind it, and the smaller of two deadlines."""
+    models: list[dict[str, object]] = [
+        {"name": "m", "targets": [{"provider": "a"}], "fallbacks": {"error": ["n"]}}
+        | {"hedging": {"max_share": 0.1}, "total": 9, "upstream_streaming": "auto"},
+        {"name": "n", "targets": [{"provider": "a"}]},
+    ]
+    named, _ = plans(providers=[mock("a")], models=models, total=7)
+    assert named["m"].fallbacks.error == ("n",)
+    assert named["m"].hedges is not None
+    assert (named["m"].total, named["n"].total) == (7, 7)
+    assert (named["m"].upstream_streaming, named["n"].upstream_streaming) == (True, False)
+    assert named["n"].hedges is None
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.5, 2), (0.25, 1), (1.0, 4), (0.0, 0)])
+async def test_share_bounds_how_many_are_ejected_by_rate(share: float, most: int) -> None:
+    """Of those that serve the same model only so many may be out at the same time."""
+    names = ["a", "b", "c", "d"]
+    config = GatewayConfig.model_validate(
+        {"providers": [mock(name) for name in names], "max_ejected": share}
+    )
+    made = actors(config)
+    make_plans(config, made, random.Random(1))
+    allowed = 0
+    for name in names:
+        if made[name].health.may_eject():
+            allowed += 1
+            # Five failures in a row eject, whatever the others do.
+            for _ in range(5):
+                made[name].health.note_failure(ConnectError("x"), 0.0)
+    assert allowed == most
