@@ -70,19 +70,29 @@ def parse_request_body(raw: bytes) -> dict[str, Any]:
     """
     try:
         body = _decode(raw)
-    except UnicodeDecodeError as error:
-        msg = f"the body is not UTF-8: a wrong byte at position {error.start}"
-        raise _invalid(msg) from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        failure = _unreadable(error, raw)
+    else:
+        return _checked(body, raw)
+    # Outside of the handler: what was caught holds the whole body.
+    raise failure
+
+
+def _unreadable(error: Exception, raw: bytes) -> InvalidRequestError:
+    """Why a body cannot be read, without any of it."""
+    if isinstance(error, RecursionError):
+        return _too_deep()
+    if isinstance(error, UnicodeDecodeError):
+        return _invalid(f"the body is not UTF-8: a wrong byte at position {error.start}")
+    if isinstance(error, json.JSONDecodeError):
         msg = f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
-        raise _invalid(msg if raw.strip() else "the body is empty") from None
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError as error:
-        # The interpreter refuses integers of more than 4,300 digits with a bare ValueError.
-        reason = str(error) if isinstance(error, _RefusedError) else "a number is too long"
-        msg = f"the body is not acceptable JSON: {reason}"
-        raise _invalid(msg) from None
+        return _invalid(msg if raw.strip() else "the body is empty")
+    # The interpreter refuses integers of more than 4,300 digits with a bare ValueError.
+    reason = str(error) if isinstance(error, _RefusedError) else "a number is too long"
+    return _invalid(f"the body is not acceptable JSON: {reason}")
+
+
+def _checked(body: Any, raw: bytes) -> dict[str, Any]:
     if type(body) is not dict:
         msg = "the body must be a JSON object"
         raise _invalid(msg)
@@ -165,20 +175,19 @@ def parse_answer_body(raw: bytes) -> dict[str, Any]:
         body = _ANSWER_DECODER.decode(text)
     except UnicodeDecodeError:
         msg = "not UTF-8"
-        raise ValueError(msg) from None
     except RecursionError:
         msg = "nested too deep"
-        raise ValueError(msg) from None
     except ValueError:
         msg = "not JSON"
-        raise ValueError(msg) from None
-    if type(body) is not dict:
-        msg = "no JSON object"
-        raise ValueError(msg)
-    if (b"\\ud" in raw or b"\\uD" in raw) and _has_half_pair(raw):
-        msg = "half of a surrogate pair"
-        raise ValueError(msg)
-    return body
+    else:
+        if type(body) is not dict:
+            msg = "no JSON object"
+        elif (b"\\ud" in raw or b"\\uD" in raw) and _has_half_pair(raw):
+            msg = "half of a surrogate pair"
+        else:
+            return body
+    # Outside of the handlers: what was caught holds the whole answer.
+    raise ValueError(msg)
 
 
 def encode_body(request: Request, model: str) -> bytes:

@@ -200,7 +200,10 @@ class ChunkStream:
             data.decode()
         except UnicodeDecodeError:
             failure = self._reporter.broken("sent an event that is not UTF-8")
-            raise failure from None
+        else:
+            return
+        # Outside of the handler: what was caught holds the event.
+        raise failure
 
 
 def _choices_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from engine.errors import (
     ConnectError,
     ContentFilterError,
     ContextLengthError,
+    ExhaustedError,
     MisconfiguredError,
     OverloadedError,
     ProviderError,
@@ -52,6 +53,18 @@ _FILTER_CODES = frozenset({
     "content_filter", "content_policy_violation", "moderation_blocked",
     "responsibleaipolicyviolation",
 })  # fmt: skip
+# OpenAI's account limits; Azure and Gemini say it in words; Anthropic's spending cap is a
+# plain rate_limit_error, known by its text alone.
+_QUOTA_CODES = frozenset({
+    "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded",
+    "billing_error", "spend_limit_exceeded", "access_terminated",
+})  # fmt: skip
+_QUOTA_TEXT = re.compile(
+    r"exceeded your current quota|billing (?:details|hard limit)|spend(?:ing)? (?:limit|cap)"
+    r"|usage limits? (?:has|have) been reached|credit balance",
+    re.IGNORECASE,
+)
+_PLAIN_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,63}")
 _MODEL_CODES = frozenset({"model_not_found", "model_not_available", "model_not_exist"})
 # The second half is what OpenAI and llama.cpp say of a route that they do not have.
 _OUR_404_TEXT = re.compile(r"\bmodel\b|invalid url|^file not found$", re.IGNORECASE)
@@ -120,6 +133,8 @@ def transport_failure(
         return SilentError(f"{name} fell silent", provider=reporter.provider)
     if answered:
         return reporter.broken("cut its answer off")
+    if isinstance(error, httpx.RemoteProtocolError) and _MALFORMED in str(error):
+        return reporter.broken("answered something that is no HTTP")
     if isinstance(error, (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)):
         return TransientError(
             f"{name} closed the connection without an answer",
@@ -131,6 +146,10 @@ def transport_failure(
         return ConnectError(f"{name} cannot be reached: {reason}", provider=reporter.provider)
     return reporter.broken(f"cannot be spoken to ({type(error).__name__})")
 
+
+_MALFORMED = "malformed"
+"""How our transports tell an answer that cannot be read from none at all: the same call at
+the same provider would meet it again."""
 
 _NEVER_SENT = (
     httpx.ConnectError,
@@ -150,6 +169,7 @@ def _connect_reason(error: httpx.RequestError) -> str:
         return "the scheme of its base_url is not supported"
     text = str(error).lower()
     for words, reason in (
+        (("link-local",), "its host name leads to a link-local or metadata address"),
         (("certificate", "ssl", "tls"), "the TLS handshake failed"),
         (("name or service", "getaddrinfo", "name resolution", "resolve", "dns", "nodename"),
          "its host name cannot be resolved"),
@@ -161,7 +181,12 @@ def _connect_reason(error: httpx.RequestError) -> str:
 
 
 def status_failure(
-    status: int, raw: bytes, reporter: Reporter, *, retry_after: float | None
+    status: int,
+    raw: bytes,
+    reporter: Reporter,
+    *,
+    retry_after: float | None,
+    should_retry: bool | None = None,
 ) -> ProviderError:
     """Map an answer whose status is not 2xx.
 
@@ -170,9 +195,15 @@ def status_failure(
         raw: The body, or as much of it as was read.
         reporter: Whose attempt it was.
         retry_after: What the headers ask for, seconds.
+        should_retry: What the headers say of trying again, or None.
     """
     finding = _normalise(raw, reporter, f"HTTP status {status}")
-    return _classify(status, finding, reporter, retry_after)
+    failure = _classify(status, finding, reporter, retry_after)
+    failure.should_retry = should_retry
+    if 300 <= status <= 399:  # noqa: PLR2004 - HTTP's redirections
+        # It says itself that the request is to be made elsewhere.
+        failure.replay = Replay.NOT_ACCEPTED
+    return failure
 
 
 def error_object_failure(
@@ -231,10 +262,13 @@ def _classify(
 
 
 _SPOKEN = (CallerError, OverloadedError)
+"""Whose words reach the caller; what a provider says of our account with it is not among them."""
 
 
 def _row(status: int, finding: _Finding) -> tuple[type[ProviderError], int | None]:
     """The error class of a status, and the status for the caller (None: the class's own)."""
+    if status in _OVERLOADED and _is_quota(finding):
+        return ExhaustedError, 429 if status == 429 else 503  # noqa: PLR2004
     if status in _OVERLOADED:
         return OverloadedError, 429 if status == 429 else 503  # noqa: PLR2004
     if status in _TRANSIENT:
@@ -244,6 +278,12 @@ def _row(status: int, finding: _Finding) -> tuple[type[ProviderError], int | Non
     if 400 <= status <= 499:  # noqa: PLR2004 - HTTP's client errors
         return _client_row(status, finding)
     return BrokenError, None
+
+
+def _is_quota(finding: _Finding) -> bool:
+    """Whether "not now" means that an account is used up, and not that a moment helps."""
+    words = {word.lower() for word in (finding.code, finding.type) if word}
+    return bool(words & _QUOTA_CODES) or _QUOTA_TEXT.search(finding.message) is not None
 
 
 def _client_row(status: int, finding: _Finding) -> tuple[type[ProviderError], int | None]:
@@ -290,8 +330,8 @@ def _finding_of(error: object, reporter: Reporter, fallback: str) -> _Finding:
     text = scrub(message, secret=reporter.secret) if isinstance(message, str) else ""
     return _Finding(
         message=text or fallback,
-        type=_word(error.get("type"), reporter),
-        code=code,
+        type=_plain(_word(error.get("type"), reporter)),
+        code=_plain(code),
         param=_word(error.get("param"), reporter),
         body={**_kept_fields(error, reporter), "message": text or fallback},
         has_object=True,
@@ -316,11 +356,17 @@ def _word(value: object, reporter: Reporter) -> str | None:
     return scrub(value[:128], secret=reporter.secret)
 
 
+def _plain(word: str | None) -> str | None:
+    """A type or a code, which are logged: one word of a fixed meaning, never a sentence."""
+    return word if word is not None and _PLAIN_WORD.fullmatch(word) else None
+
+
 def _kept_fields(error: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in list(error.items())[:_MAX_FIELDS]:
+        name = scrub(key, secret=reporter.secret)
         if value is None or isinstance(value, (bool, int, float)):
-            kept[scrub(key)] = value
+            kept[name] = value
         elif isinstance(value, str):
-            kept[scrub(key)] = scrub(value, secret=reporter.secret)
+            kept[name] = scrub(value, secret=reporter.secret)
     return kept

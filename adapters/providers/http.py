@@ -22,7 +22,9 @@ from adapters.providers.error_mapping import (
     status_failure,
     transport_failure,
 )
+from adapters.providers.health_request import check_url, skip_body
 from adapters.providers.outgoing import (
+    add_header,
     check_base_url,
     is_trace_header,
     plain_id,
@@ -30,7 +32,7 @@ from adapters.providers.outgoing import (
     transport_limits,
     user_agent,
 )
-from adapters.providers.retry_after import parse_retry_after
+from adapters.providers.retry_after import parse_retry_after, parse_should_retry
 from engine.attempt import Attempt
 from engine.config import ProviderConfig
 from engine.errors import ConfigurationError, ProviderError
@@ -96,6 +98,8 @@ class HttpAdapter(BaseProvider):
         super().__init__(config)
         self.options = self._read_options()
         self.base_url = self._read_base_url()
+        if config.health_check is not None:
+            self._check_the_check(config.health_check.path)
         key = self._read_key()
         self._key = None if key is None else SecretStr(key)
         self._reporter = Reporter(config.name, key)
@@ -166,6 +170,33 @@ class HttpAdapter(BaseProvider):
         found = [entry.get("id") for entry in listed[:_MAX_LISTED_MODELS] if type(entry) is dict]
         return [name for name in found if isinstance(name, str)]
 
+    async def check_health(self, path: str) -> None:
+        """Ask with `GET` whether the upstream is well; see `BaseProvider.check_health`.
+
+        Args:
+            path: With a leading slash below the server's root, else below the base URL.
+
+        Raises:
+            ProviderError: If it answers with any status but 2xx, or cannot be asked.
+        """
+        _, headers = self._prepare("/models", _JSON)
+        request = httpx.Request(
+            "GET",
+            check_url(self.base_url, path),
+            headers=headers,
+            extensions=transport_limits(self.config.timeouts),
+        )
+        del request.headers["content-type"]
+        request.headers["accept"] = "*/*"
+        reader = AnswerReader(await self._hand_over(request), self._reporter)
+        try:
+            if not reader.response.is_success:
+                status = reader.response.status_code
+                raise status_failure(status, b"", self._reporter, retry_after=None)
+            await skip_body(reader, _MAX_ERROR_BYTES)
+        finally:
+            await reader.aclose()
+
     async def start(self) -> None:
         """Load the HTTP client now, so that the first request need not wait for it."""
         assert self.transport is not None
@@ -196,13 +227,13 @@ class HttpAdapter(BaseProvider):
             stream=httpx.ByteStream(body),
             extensions=transport_limits(attempt.timeouts),
         )
-        message.headers["content-length"] = str(len(body))
-        message.headers["x-request-id"] = plain_id(attempt.request_id)
+        add_header(message, b"content-length", str(len(body)))
+        add_header(message, b"x-request-id", plain_id(attempt.request_id))
         if self._close_streams and accept is _EVENT_STREAM:
-            message.headers["connection"] = "close"
+            add_header(message, b"connection", "close")
         for name, value in attempt.trace_headers.items():
             if is_trace_header(name, value):
-                message.headers[name] = value
+                add_header(message, name.lower().encode("ascii"), value)
         response = await self._hand_over(message)
         attempt.headers_received()
         if self._close_streams:
@@ -232,6 +263,7 @@ class HttpAdapter(BaseProvider):
                 raw,
                 self._reporter,
                 retry_after=parse_retry_after(headers),
+                should_retry=parse_should_retry(headers),
             )
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise self._reporter.broken("compressed its answer, which was not asked for")
@@ -313,6 +345,19 @@ class HttpAdapter(BaseProvider):
             return check_base_url(base_url)
         except ValueError as error:
             msg = f"provider {self.name!r}: base_url {error}"
+        raise ConfigurationError(msg)
+
+    def _check_the_check(self, path: str) -> None:
+        try:
+            # The server's own address may not be known yet.
+            check_url("http://server/v1", path)
+        except httpx.InvalidURL:
+            msg = (
+                f"provider {self.name!r}: health_check.path is no path of a URL: "
+                "write it like /health or models"
+            )
+        else:
+            return
         raise ConfigurationError(msg)
 
     def _read_key(self) -> str | None:

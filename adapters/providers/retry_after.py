@@ -1,4 +1,4 @@
-"""How long a provider asks to wait: `retry-after-ms` and `Retry-After`."""
+"""What a provider's headers say of trying again: whether, and after how long."""
 
 from __future__ import annotations
 
@@ -51,3 +51,12 @@ def _parse_date(text: str) -> datetime | None:
     except (ValueError, IndexError, TypeError, OverflowError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+
+
+def parse_should_retry(headers: Mapping[str, str]) -> bool | None:
+    """What `x-should-retry` says, as OpenAI and Anthropic send it; None if nothing usable.
+
+    Args:
+        headers: The answer's headers, with names that are found in lower case.
+    """
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())

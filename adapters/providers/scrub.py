@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import string
+from urllib.parse import quote
 
 MAX_MESSAGE = 1_024
 """Characters of a provider's error text that are kept."""
+
+SHORTEST_PIECE = 8
+"""Characters of a key in a row that are taken out, also where the rest is missing."""
+
+# A run of eight holds a whole block of four that begins at a multiple of four.
+_BLOCK = 4
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 _REPLACEMENTS = (
     # Credentials: "Bearer x", "sk-…", and the masked "sk-ab***yz" that OpenAI echoes.
@@ -35,7 +45,8 @@ def scrub(text: str, *, secret: str | None = None) -> str:
 
     Args:
         text: What the provider wrote. Only the first part of it is looked at.
-        secret: The key that was sent, which must not come back in any spelling we know.
+        secret: The key that was sent, which must not come back: not whole, not in pieces of
+            eight characters and more, and not in base64, hexadecimal or URL encoding.
 
     Returns:
         At most `MAX_MESSAGE` characters on one line, without keys, addresses and paths.
@@ -45,8 +56,43 @@ def scrub(text: str, *, secret: str | None = None) -> str:
     if secret:
         # A little more first, so that no half of the key is left at the end.
         text = text[: 2 * MAX_MESSAGE + len(secret)].replace(secret, "[key]")
+        text = _without_pieces(text[: 2 * MAX_MESSAGE], secret)
     text = text[: 2 * MAX_MESSAGE]
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+
+
+def _without_pieces(text: str, secret: str) -> str:
+    """The text without runs of a key's letters, in any of its spellings."""
+    if len(secret) < SHORTEST_PIECE:
+        return text
+    spellings = "\n".join(_spellings(secret)).translate(_LOWER)
+    lowered = text.translate(_LOWER)
+    kept, done, at = [], 0, 0
+    while at + _BLOCK <= len(lowered):
+        start, end = max(at, done), at + _BLOCK
+        if lowered[start:end] in spellings:
+            while start > done and lowered[start - 1 : end] in spellings:
+                start -= 1
+            while end < len(lowered) and lowered[start : end + 1] in spellings:
+                end += 1
+            if end - start >= SHORTEST_PIECE:
+                kept += [text[done:start], "[key]"]
+                done = end
+                at = end - end % _BLOCK
+        at += _BLOCK
+    return "".join((*kept, text[done:]))
+
+
+def _spellings(secret: str) -> list[str]:
+    raw = secret.encode()
+    found = [secret, quote(secret, safe=""), raw.hex(), "%" + raw.hex("%")]
+    for before in range(3):
+        # Base64 depends on how many bytes stand before; a few of its letters at both ends are
+        # those of the neighbours.
+        encoded = base64.b64encode(b"\0" * before + raw).decode().rstrip("=")
+        inner = encoded[2 * before : -1]
+        found += [inner, inner.replace("+", "-").replace("/", "_")]
+    return found

@@ -16,11 +16,13 @@ from aiohttp.helpers import _EXC_SENTINEL
 from multidict import CIMultiDict
 from yarl import URL
 
+from adapters.transports.address_filter import permitted
 from adapters.transports.aiohttp_failures import FOREIGN, BodyStalledError, not_sent
 from adapters.transports.limits import KEEPALIVE_SECONDS
 from adapters.transports.request_body import BODY_SLICE_BYTES
 
 if TYPE_CHECKING:
+    from aiohttp.abc import ResolveResult
     from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
@@ -114,7 +116,7 @@ class GuardedProtocol(ResponseHandler):
 class GuardedConnector(aiohttp.TCPConnector):
     """A connector whose failures are known not to have sent anything, and that cuts at once.
 
-    aiohttp offers no public place for any of its four guards. They lean on private names of
+    aiohttp offers no public place for any of its five guards. They lean on private names of
     aiohttp 3.14, and each has its test in the contract that all transports keep.
     """
 
@@ -154,6 +156,13 @@ class GuardedConnector(aiohttp.TCPConnector):
                 return connection
             connection.close()
         return None
+
+    async def _resolve_host(
+        self, host: str, port: int, traces: "Sequence[Trace] | None" = None
+    ) -> "list[ResolveResult]":
+        # Here and not in a resolver, which would not be asked about an address.
+        found = await super()._resolve_host(host, port, traces)
+        return permitted(host, found, lambda each: each["host"])
 
     def _release(
         self,

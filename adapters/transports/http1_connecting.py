@@ -17,6 +17,7 @@ import anyio
 import httpx
 from aiohappyeyeballs import AddrInfoType
 
+from adapters.transports.address_filter import permitted
 from adapters.transports.http1_connection import ConnectionOwner, Http1Connection
 from adapters.transports.http1_request import Origin
 from adapters.transports.system_words import system_words
@@ -64,13 +65,13 @@ class Resolver:
         """Return the addresses of a host, asking the system if need be.
 
         Raises:
-            OSError: The name does not resolve.
+            OSError: The name does not resolve, or leads where no connection may be made to.
             ValueError: It cannot be a name.
         """
         with contextlib.suppress(socket.gaierror):
             # A plain address: answered at once, without a thread.
             return _addresses(
-                socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=_NUMERIC)
+                host, socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=_NUMERIC)
             )
         key = host, port
         lock = self._asking[key]
@@ -80,7 +81,7 @@ class Resolver:
                 kept = self._known.get(key)
                 if kept is not None and loop.time() < kept[0]:
                     return kept[1]
-                found = _addresses(await self._look_up(host, port))
+                found = _addresses(host, await self._look_up(host, port))
                 if len(self._known) >= MAX_NAMES:
                     self._known.clear()  # rare, and costs a look-up for each name in use
                 self._known[key] = loop.time() + NAMES_KEPT_SECONDS, found
@@ -102,10 +103,10 @@ async def _ask_the_system(host: str, port: int) -> Sequence[AddrInfoType]:
     return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
 
-def _addresses(found: Sequence[AddrInfoType]) -> Sequence[AddrInfoType]:
+def _addresses(host: str, found: Sequence[AddrInfoType]) -> Sequence[AddrInfoType]:
     if not found:
         raise socket.gaierror(socket.EAI_NONAME, "no address")
-    return found
+    return permitted(host, found, lambda each: str(each[4][0]))
 
 
 async def connect(
@@ -121,7 +122,7 @@ async def connect(
 
     Raises:
         httpx.ConnectTimeout: No connection in time.
-        httpx.ConnectError: Refused, unresolvable, or no TLS.
+        httpx.ConnectError: Refused, unresolvable, a forbidden address, or no TLS.
         httpx.LocalProtocolError: The address is impossible.
     """
     connection = Http1Connection(owner, origin, asyncio.get_running_loop())

@@ -1,4 +1,8 @@
-"""httpcore's network, less one leak: a handshake given up midway closes its socket."""
+"""httpcore's network with two guards.
+
+A handshake that is given up midway closes its socket; and of addresses that must not be called
+nobody is told a byte.
+"""
 
 import ssl
 from collections.abc import Iterable
@@ -8,6 +12,7 @@ import anyio
 import httpcore
 from httpcore import SOCKET_OPTION
 
+from adapters.transports.address_filter import RefusedAddressError, is_refused
 from adapters.transports.per_loop import running_on_trio
 
 
@@ -32,10 +37,19 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
         Raises:
             httpcore.ConnectTimeout: No connection in time.
-            httpcore.ConnectError: No connection.
+            httpcore.ConnectError: No connection, or none that may be used.
         """
         deadline = None if timeout is None else anyio.current_time() + timeout
         stream = await self._network.connect_tcp(host, port, timeout, local_address, socket_options)
+        # httpcore finds the addresses itself, so what it found is judged by whom it has reached.
+        peer = stream.get_extra_info("server_addr")
+        if peer is None or is_refused(host, str(peer[0])):
+            with anyio.CancelScope(shield=True):
+                await stream.aclose()
+            failure = httpcore.ConnectError()
+            # Not its cause: httpcore's pool takes that off.
+            failure.__context__ = RefusedAddressError()
+            raise failure
         return _TcpStream(stream, deadline)
 
     async def sleep(self, seconds: float) -> None:

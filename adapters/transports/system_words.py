@@ -5,6 +5,8 @@ import socket
 import ssl
 from typing import Final
 
+from adapters.transports.address_filter import RefusedAddressError
+
 _DEPTH: Final = 8
 
 
@@ -37,6 +39,8 @@ def _words(error: BaseException) -> str:
             return str(getattr(error, "verify_message", "")).partition(",")[0]
         case ssl.SSLError():
             return getattr(error, "reason", None) or ""
+        case RefusedAddressError():
+            return str(error)  # in our own words, and without the address
         case socket.gaierror():
             return error.strerror or ""  # its numbers are not errno's
         case OSError() if error.errno:

@@ -21,6 +21,7 @@ from engine.errors import (
     ConnectError,
     ContentFilterError,
     ContextLengthError,
+    ExhaustedError,
     MisconfiguredError,
     OverloadedError,
     ProviderError,
@@ -69,8 +70,9 @@ WANTED: dict[str, tuple[type[ProviderError] | None, type[ProviderError] | None]]
         (TransientError, TransientError),
     ),
     **dict.fromkeys(
-        ("http_429", "http_503", "http_529", "quota_429"), (OverloadedError, OverloadedError)
+        ("http_429", "http_503", "http_529"), (OverloadedError, OverloadedError)
     ),
+    "quota_429": (ExhaustedError, ExhaustedError),
     "context_length": (ContextLengthError, ContextLengthError),
     "content_filter": (ContentFilterError, ContentFilterError),
     **dict.fromkeys(

@@ -19,6 +19,7 @@ from engine.errors import (
     ConnectError,
     ContentFilterError,
     ContextLengthError,
+    ExhaustedError,
     MisconfiguredError,
     OverloadedError,
     ProviderError,
@@ -46,6 +47,7 @@ TRANSPORT = [
     (httpx.ReadError("x"), TransientError),
     (httpx.WriteError("x"), TransientError),
     (httpx.RemoteProtocolError("x"), TransientError),
+    (httpx.RemoteProtocolError("the answer is malformed HTTP"), BrokenError),
     (httpx.LocalProtocolError("x"), BrokenError),
 ]
 
@@ -69,7 +71,7 @@ def error_object(message: str = "no", **fields: Any) -> bytes:
 
 STATUSES: list[tuple[int, bytes, type[ProviderError], int]] = [
     (429, error_object(), OverloadedError, 429),
-    (429, error_object(code="insufficient_quota"), OverloadedError, 429),
+    (429, error_object(code="insufficient_quota"), ExhaustedError, 429),
     (503, error_object(), OverloadedError, 503),
     (529, error_object(), OverloadedError, 503),
     (500, error_object(), TransientError, 500),
@@ -120,7 +122,9 @@ async def test_a_status_is_mapped(
         assert type(error) is wanted
         assert error.status == for_caller
         assert error.upstream_status == status
-        assert error.replay is wanted.default_replay
+        # A redirection says itself that nothing was done.
+        refused = 300 <= status <= 399
+        assert error.replay is (Replay.NOT_ACCEPTED if refused else wanted.default_replay)
         assert error.message
 
 
