@@ -24,6 +24,10 @@ COMMANDS = {
     "demo": "Serve a small real model on this machine, and ask it a question.",
     "ask": "Ask one question, through a running gateway or in-process.",
     "check": "Say everything that is wrong with a configuration file.",
+    "simulate": "Run the engine on a virtual clock against simulated providers.",
+    "diff": "Say what a reload from one configuration file to another changes.",
+    "reload": "Let a running gateway apply its configuration file again.",
+    "explain": "Tell the story of one request that a running gateway served.",
     "providers": "List the provider types, what they need and their options.",
     "schema": "Print the JSON Schema of the configuration file.",
 }

@@ -31,12 +31,17 @@ BuiltIn = Literal["default", "demo"]
 """The configurations that come with the package, files beside this module."""
 
 
-def load_config(path: str | os.PathLike[str]) -> GatewayConfig:
+def load_config(path: str | os.PathLike[str], *, usable: bool = True) -> GatewayConfig:
     """Read, check and build the configuration of a gateway.
 
     The kind of the file is told by its name: `.yaml`, `.yml`, `.toml` or `.json`. Beside
     the models, this checks what each enabled provider's type needs (known type, options,
     URL, a key in the environment), without opening a connection.
+
+    Args:
+        path: The file.
+        usable: Whether its providers must be usable from here; a simulation, which asks
+            none of them, needs no keys.
 
     Raises:
         ConfigurationFileError: With every mistake that was found, each with its line. No
@@ -47,7 +52,7 @@ def load_config(path: str | os.PathLike[str]) -> GatewayConfig:
         text = read_file(place)
     except UnreadableError as error:
         raise _unreadable(str(path), error) from None
-    return parse_config(text, file=str(path), suffix=place.suffix)
+    return parse_config(text, file=str(path), suffix=place.suffix, usable=usable)
 
 
 def load_built_in(name: BuiltIn = "default") -> GatewayConfig:
@@ -63,13 +68,14 @@ def load_built_in(name: BuiltIn = "default") -> GatewayConfig:
     return parse_config(file.read_text(encoding="utf-8"), file=f"{name}.yaml", suffix=".yaml")
 
 
-def parse_config(text: str, *, file: str, suffix: str) -> GatewayConfig:
+def parse_config(text: str, *, file: str, suffix: str, usable: bool = True) -> GatewayConfig:
     """Build a configuration from the text of a file.
 
     Args:
         text: What stands in the file.
         file: Its name for the messages.
         suffix: Which kind it is: `.yaml`, `.yml`, `.toml` or `.json`.
+        usable: Whether its providers must be usable from here.
 
     Raises:
         ConfigurationFileError: With every mistake that was found.
@@ -84,7 +90,7 @@ def parse_config(text: str, *, file: str, suffix: str) -> GatewayConfig:
     data = take_wrong_defaults_out(data, findings)
     check_names(data, document.positions, findings)
     config = _validate(data, findings)
-    check_providers(data, findings)
+    check_providers(data, findings, usable=usable)
     if config is None or len(findings):
         censor = _censor(document, data, frozenset(references.values))
         raise findings.error(document.positions, censor)

@@ -18,18 +18,23 @@ from engine.factory import ProviderFactory
 from engine.provider import BaseProvider
 
 
-def check_providers(data: Mapping[str, Any], findings: Findings) -> None:
+def check_providers(data: Mapping[str, Any], findings: Findings, *, usable: bool = True) -> None:
     """Check each enabled provider against its type: settings, options, key and URL.
 
     Nothing is opened or asked: `ProviderFactory.create_provider` does no I/O. A provider
     of which something else is wrong is still checked as far as that is possible.
+
+    Args:
+        data: What stands in the file.
+        findings: Where the findings go.
+        usable: Whether the key and the URL must be there.
     """
     providers, defaults = data.get("providers"), data.get("defaults", {})
     if not isinstance(providers, list):
         return
     for index, provider in enumerate(providers):
         if isinstance(provider, dict) and not _is_off(provider, defaults):
-            _check_provider(provider, ("providers", index), defaults, findings)
+            _check_provider(provider, ("providers", index), defaults, findings, usable=usable)
 
 
 def _is_off(provider: dict[str, Any], defaults: dict[str, Any]) -> bool:
@@ -46,7 +51,12 @@ def _is_off(provider: dict[str, Any], defaults: dict[str, Any]) -> bool:
 
 
 def _check_provider(
-    provider: dict[str, Any], at: KeyPath, defaults: dict[str, Any], findings: Findings
+    provider: dict[str, Any],
+    at: KeyPath,
+    defaults: dict[str, Any],
+    findings: Findings,
+    *,
+    usable: bool,
 ) -> None:
     before = len(findings)
     adapter_class = _adapter_class(provider.get("type"), (*at, "type"), findings)
@@ -54,7 +64,7 @@ def _check_provider(
         return
     _check_options(provider.get("options", {}), adapter_class, (*at, "options"), findings)
     config = _as_config(provider, defaults)
-    if config is None or len(findings) > before:
+    if config is None or len(findings) > before or not usable:
         return
     try:
         ProviderFactory.create_provider(config)

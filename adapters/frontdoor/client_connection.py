@@ -19,9 +19,11 @@ class ClientConnection(Protocol):
     Attributes:
         on_gone: called once, from the event loop, when the client has left while its request is
             being served. One request at a time uses a connection, so one callback is enough.
+        gone: whether the client has left; it may have before there was anybody to call.
     """
 
     on_gone: Callable[[], None] | None
+    gone: bool
 
     def abort(self) -> None:
         """Close the connection now and throw away what has not been sent."""

@@ -22,7 +22,7 @@ SERVER_DRAINING = Refusal(
     503,
     "server_draining",
     message="This server is shutting down. Repeat the request; another instance will take it.",
-    headers=[(b"retry-after", str(_RETRY_AFTER).encode())],
+    wait=_RETRY_AFTER,
 )
 """The answer to a request that comes too late, or that was cut before it was answered."""
 
@@ -38,6 +38,11 @@ class Draining:
     """Whether this server is going away, and the requests that it still serves.
 
     Not thread-safe: one event loop owns it.
+
+    Attributes:
+        always_served: paths that are answered to the very end.
+        drain_seconds: time for requests in flight, where it is no longer what the server was
+            started with; read when the drain begins.
     """
 
     __slots__ = (
@@ -50,6 +55,7 @@ class Draining:
         "_requests",
         "_streams",
         "always_served",
+        "drain_seconds",
     )
 
     def __init__(self, *, always_served: frozenset[str] = frozenset()) -> None:
@@ -60,6 +66,7 @@ class Draining:
                 that whoever watches the server sees it drain instead of seeing errors.
         """
         self.always_served = always_served
+        self.drain_seconds: float | None = None
         self._begun = anyio.Event()
         self._expired = anyio.Event()
         self._idle: anyio.Event | None = None
@@ -97,6 +104,14 @@ class Draining:
     def in_flight(self) -> int:
         """Requests between their arrival and the end of their answer."""
         return len(self._requests)
+
+    def patience(self, configured: float) -> float:
+        """Give the seconds for requests in flight.
+
+        Args:
+            configured: what the server was started with.
+        """
+        return configured if self.drain_seconds is None else self.drain_seconds
 
     async def wait(self) -> None:
         """Wait until the server starts to go away."""

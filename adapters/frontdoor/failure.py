@@ -6,6 +6,13 @@ import math
 from dataclasses import dataclass
 
 from adapters.frontdoor.body_limits import ExchangeError
+from adapters.frontdoor.client_advice import (
+    ASK_LATER,
+    Header,
+    cannot_help,
+    repeat_field,
+    wait_fields,
+)
 from adapters.frontdoor.request_errors import MethodNotAllowedError, UnauthorizedError
 from engine.errors import (
     ConfigurationError,
@@ -15,6 +22,7 @@ from engine.errors import (
     MisconfiguredError,
     ProviderError,
     RejectedError,
+    Replay,
     StreamTruncatedError,
 )
 from engine.ledger import Outcome
@@ -26,9 +34,6 @@ DEFAULT_WAIT = 1.0
 """Seconds of `Retry-After` when nobody knows better."""
 LONGEST_WAIT = 86_400.0
 
-_ASK_LATER = frozenset({429, 503})
-# What the OpenAI clients would repeat by themselves, beside every status from 500 on.
-_REPEATED_BY_CLIENTS = frozenset({408, 409, 429})
 _SERVER_ERROR = 500
 
 
@@ -45,7 +50,11 @@ class Failure:
         provider: Name of the provider that failed last, where one did.
         attempts: Upstream calls that were made.
         wait: Seconds after which another try makes sense; always set with 429 and 503.
-        hopeless: Whether repeating the same request is of no use.
+        should_retry: What the client's own retry loop is told: False where the same request
+            would fail the same way, or may have been billed already; True where the provider
+            said so; None leaves it to the client.
+        fallbacks: Other models that were asked.
+        retry_denied: Why nothing more was tried although it might have been.
         outcome: How the request ended.
         kind: A word of low cardinality, for spans.
         headers: Further header fields of the answer.
@@ -59,24 +68,34 @@ class Failure:
     provider: str | None = None
     attempts: int = 0
     wait: float | None = None
-    hopeless: bool = False
+    should_retry: bool | None = None
+    fallbacks: tuple[str, ...] = ()
+    retry_denied: str | None = None
     outcome: Outcome = Outcome.FAILED
     kind: str = ""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: tuple[Header, ...] = ()
 
-    def header_fields(self) -> list[tuple[bytes, bytes]]:
+    def header_fields(self) -> list[Header]:
         """The header fields that this failure adds to its answer."""
         fields = list(self.headers)
         if self.wait is not None:
-            fields.append((b"retry-after", b"%d" % max(1, math.ceil(self.wait))))
-            fields.append((b"retry-after-ms", b"%d" % max(1, math.ceil(self.wait * 1000))))
-        if self.hopeless:
-            fields.append((b"x-should-retry", b"false"))
+            fields += wait_fields(self.wait)
+        if self.should_retry is not None:
+            fields.append(repeat_field(repeats=self.should_retry))
         if self.provider is not None:
             fields.append((b"x-gateway-provider", self.provider.encode("latin-1", "replace")))
         if self.attempts:
             fields.append((b"x-gateway-attempts", b"%d" % self.attempts))
+        if self.fallbacks:
+            fields.append(fallback_field(self.fallbacks))
+        if self.retry_denied is not None:
+            fields.append((b"x-gateway-retry", self.retry_denied.encode()))
         return fields
+
+
+def fallback_field(models: tuple[str, ...]) -> Header:
+    """The header field that names the other models that were asked, in their order."""
+    return (b"x-gateway-fallback", ", ".join(models).encode("latin-1", "replace"))
 
 
 def failure_of(error: Exception, request_id: str) -> Failure:
@@ -95,7 +114,7 @@ def failure_of(error: Exception, request_id: str) -> Failure:
             "invalid_request_error",
             error.message,
             code=error.code,
-            hopeless=_cannot_help(error.status),
+            should_retry=False if cannot_help(error.status) else None,
             outcome=Outcome.REJECTED,
             kind=error.code,
         )
@@ -116,7 +135,9 @@ def failure_of(error: Exception, request_id: str) -> Failure:
         provider=error.provider if isinstance(error, ProviderError) else None,
         attempts=error.attempts,
         wait=_wait(error),
-        hopeless=_is_hopeless(error),
+        should_retry=_should_retry(error),
+        fallbacks=error.fallbacks,
+        retry_denied=error.retry_denied,
         outcome=_outcome(error),
         kind=error_type(error),
         headers=_headers(error),
@@ -124,7 +145,7 @@ def failure_of(error: Exception, request_id: str) -> Failure:
 
 
 def _wait(error: GatewayError) -> float | None:
-    if error.status not in _ASK_LATER:
+    if error.status not in ASK_LATER:
         return None
     wait = error.retry_after
     if wait is None or not 0 < wait < math.inf:
@@ -132,14 +153,20 @@ def _wait(error: GatewayError) -> float | None:
     return min(wait, LONGEST_WAIT)
 
 
-def _is_hopeless(error: GatewayError) -> bool:
+def _should_retry(error: GatewayError) -> bool | None:
+    """What to tell the client's own retry loop.
+
+    The provider's word counts most. Without one, what it may have executed, and billed, is not
+    asked for again behind the back of whoever pays: to repeat it is a decision, not a reflex.
+    """
     if isinstance(error, (DeadlineExceededError, MisconfiguredError)):
-        return True
-    return _cannot_help(error.status)
-
-
-def _cannot_help(status: int) -> bool:
-    return status < _SERVER_ERROR and status not in _REPEATED_BY_CLIENTS
+        return False
+    if isinstance(error, ProviderError):
+        if error.should_retry is not None:
+            return error.should_retry
+        if error.replay is not Replay.NOT_ACCEPTED:
+            return False
+    return False if cannot_help(error.status) else None
 
 
 def _outcome(error: GatewayError) -> Outcome:
@@ -148,7 +175,7 @@ def _outcome(error: GatewayError) -> Outcome:
     return Outcome.TRUNCATED if isinstance(error, StreamTruncatedError) else Outcome.FAILED
 
 
-def _headers(error: GatewayError) -> tuple[tuple[bytes, bytes], ...]:
+def _headers(error: GatewayError) -> tuple[Header, ...]:
     if isinstance(error, UnauthorizedError):
         return ((b"www-authenticate", b"Bearer"),)
     if isinstance(error, MethodNotAllowedError):

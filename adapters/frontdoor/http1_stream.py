@@ -27,10 +27,11 @@ class RequestStream:
         answer: what has been sent.
         body_complete: True once the whole body has come.
         on_gone: called once when the client leaves before the answer is complete.
+        gone: True once the client has left before the answer was complete.
     """
 
     __slots__ = ("_buffered", "_connection", "_end_told", "_ended", "_news", "_parts", "answer",
-                 "body_complete", "on_gone")  # fmt: skip
+                 "body_complete", "gone", "on_gone")  # fmt: skip
 
     def __init__(self, connection: Http1Protocol, head: RequestHead) -> None:
         """Belong to a connection."""
@@ -41,6 +42,7 @@ class RequestStream:
         self._end_told = False
         self._ended = False
         self.on_gone: Callable[[], None] | None = None
+        self.gone = False
         self.body_complete = False
         self.answer = AnswerWriter(
             method=head.method, http_version=head.http_version, keep_alive=head.keep_alive
@@ -66,6 +68,7 @@ class RequestStream:
         if self._ended:
             return
         self.end()
+        self.gone = True
         if self.on_gone is not None:
             self.on_gone()
 

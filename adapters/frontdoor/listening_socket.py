@@ -5,8 +5,11 @@ the socket is made decides how every connection fails: a peer that vanished, or 
 ended by the kernel after ``user_timeout`` seconds, which frees buffers that Python cannot free.
 """
 
+import ctypes
 import errno
 import socket
+import struct
+import sys
 from typing import Final
 
 DEFAULT_BACKLOG: Final = 2048
@@ -18,6 +21,19 @@ _KEEPALIVE_IDLE: Final = 30
 _KEEPALIVE_INTERVAL: Final = 10
 _KEEPALIVE_PROBES: Final = 3
 _MAX_PORT: Final = 65535
+
+_SO_ATTACH_FILTER: Final = 26
+_SYN: Final = 0x02
+_ACK: Final = 0x10
+_FLAGS_OFFSET: Final = 13
+_ONLY_FIRST_PACKETS: Final = (
+    # Classic BPF over the TCP header: drop what has SYN and not ACK, keep everything else.
+    (0x30, 0, 0, _FLAGS_OFFSET),
+    (0x54, 0, 0, _SYN | _ACK),
+    (0x15, 0, 1, _SYN),
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 0xFFFF),
+)
 
 
 class ListenError(Exception):
@@ -70,6 +86,34 @@ def open_listening_socket(
         listener.close()
         raise ListenError(_advice(error, host, port), host=host, port=port) from error
     return listener
+
+
+def turn_away(listener: socket.socket) -> bool:
+    """Let no new connection begin, while those that have begun are still accepted.
+
+    Closing a listening socket resets every connection that waits to be accepted, of which a
+    client may believe that it is open, and whose request may be on the way. With this first, and
+    a moment between, there is none. Linux only: the kernel drops what would open a connection
+    (`socket(7)`, ``SO_ATTACH_FILTER``), so the client tries again, and is refused by then.
+
+    Args:
+        listener: from `open_listening_socket`.
+
+    Returns:
+        Whether the kernel does so.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    program = b"".join(struct.pack("=HBBI", *step) for step in _ONLY_FIRST_PACKETS)
+    steps = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: the number of steps, and where they are; the kernel copies them.
+    pointer = struct.pack("@HP", len(_ONLY_FIRST_PACKETS), ctypes.addressof(steps))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+    except OSError:
+        # Some sandboxes have no filters; then closing is all there is.
+        return False
+    return True
 
 
 def _resolve(host: str, port: int) -> tuple[int, tuple[str | int | bytes, ...]]:

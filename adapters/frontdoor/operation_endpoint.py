@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from starlette.types import Message
 
+from adapters.frontdoor.call_settings import CallSettings, call_settings
 from adapters.frontdoor.openai_dialect import OPENAI, Dialect
 from adapters.json_body import parse_request_body
 from engine.errors import DeadlineExceededError, InvalidRequestError, StreamTruncatedError
@@ -16,13 +15,7 @@ from engine.operations import ChatRequest, CompletionRequest, EmbeddingRequest, 
 
 if TYPE_CHECKING:
     from adapters.frontdoor.served_request import FrontDesk, ServedRequest
-    from engine.streaming import ResponseStream
-
-TIMEOUT_HEADER: Final = "x-request-timeout-ms"
-"""Header field by which a caller gives its own deadline, milliseconds."""
-
-_TIMEOUT_FIELD: Final = TIMEOUT_HEADER.encode()
-_MILLISECONDS: Final = re.compile(rb"[0-9]{1,12}(?:\.[0-9]{1,6})?")
+    from engine.answer_stream import AnswerStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +70,12 @@ class OperationEndpoint:
             GatewayError: If nobody could serve it; nothing has been sent then.
             ExchangeError: If its body was too large or too slow, or the client left.
         """
-        limit = _time_limit(request)
+        settings = call_settings(request.scope, request.headers)
         exchange = request.exchange
         raw = await exchange.body()
         asked = self._row.request_type.from_body(parse_request_body(raw), raw)
         request.model, request.streamed = asked.model, asked.streamed
+        limit = settings.timeout
         if limit is not None:
             # The caller counts from when it sent the request, not from when we had read it.
             limit -= request.elapsed
@@ -92,19 +86,33 @@ class OperationEndpoint:
             if not self._row.streams:
                 msg = f"{self._row.path} does not stream: leave 'stream' out"
                 raise InvalidRequestError(msg, param="stream", code="unsupported_value")
-            await exchange.run(lambda: self._stream(request, asked, limit))
+            await exchange.run(lambda: self._stream(request, asked, limit, settings))
             return
         response = await exchange.run(
             lambda: self._desk.router.complete(
-                asked, timeout=limit, request_id=request.id, context=request.context
+                asked,
+                timeout=limit,
+                request_id=request.id,
+                context=request.context,
+                priority=settings.priority,
+                idempotency_key=settings.idempotency_key,
+                idempotency_scope=settings.idempotency_scope,
             )
         )
         await request.answer_with(response)
 
-    async def _stream(self, request: ServedRequest, asked: Request, limit: float | None) -> None:
+    async def _stream(
+        self, request: ServedRequest, asked: Request, limit: float | None, settings: CallSettings
+    ) -> None:
         """Send a stream. The status waits for the first useful event: until then it may fail."""
         opening = self._desk.router.stream(
-            asked, timeout=limit, request_id=request.id, context=request.context
+            asked,
+            timeout=limit,
+            request_id=request.id,
+            context=request.context,
+            priority=settings.priority,
+            idempotency_key=settings.idempotency_key,
+            idempotency_scope=settings.idempotency_scope,
         )
         async with opening as stream:
             await request.start_stream(stream)
@@ -113,7 +121,7 @@ class OperationEndpoint:
             await request.end_stream(error)
 
     async def _send_events(
-        self, request: ServedRequest, stream: ResponseStream
+        self, request: ServedRequest, stream: AnswerStream
     ) -> StreamTruncatedError | None:
         """Send each chunk when it comes, no faster than the client reads.
 
@@ -136,21 +144,9 @@ class _CutByDrain:
 
     __slots__ = ("_stream",)
 
-    def __init__(self, stream: ResponseStream) -> None:
+    def __init__(self, stream: AnswerStream) -> None:
         self._stream = stream
 
     def cancel(self) -> None:
         """Cut the stream, also under a reader that waits."""
         self._stream.cut("the gateway is shutting down")
-
-
-def _time_limit(request: ServedRequest) -> float | None:
-    """The caller's own deadline in seconds from the request's start, or None."""
-    given = request.headers.get(_TIMEOUT_FIELD)
-    if given is None:
-        return None
-    seconds = float(given) / 1000 if _MILLISECONDS.fullmatch(given) else math.nan
-    if not seconds > 0:
-        msg = f"the header {TIMEOUT_HEADER} must be a positive number of milliseconds"
-        raise InvalidRequestError(msg, param=TIMEOUT_HEADER, code="invalid_value")
-    return seconds

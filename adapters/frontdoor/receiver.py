@@ -97,9 +97,10 @@ class Exchange:
         self._body_done = False
         self._started = False
         self._finished = False
-        self._gone = False
         client: ClientConnection | None = scope.get("state", {}).get(CLIENT_STATE_KEY)
         self._client = client
+        # It may have left between the bytes of its request and this.
+        self._gone = client is not None and client.gone
         if client is not None:
             client.on_gone = self._client_left
 

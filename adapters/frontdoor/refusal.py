@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 from starlette.types import Message, Send
 
+from adapters.frontdoor.client_advice import cannot_help, repeat_field, wait_fields
+
 
 class Refusal:
     """One refusal, built once and sent many times.
@@ -33,6 +35,7 @@ class Refusal:
         code: str,
         *,
         message: str,
+        wait: float | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         """Build the two ASGI messages of the answer.
@@ -41,6 +44,7 @@ class Refusal:
             status: HTTP status; from 500 on the error's type is ``server_error``.
             code: machine-readable word.
             message: one sentence that says what is wrong and what to do.
+            wait: seconds after which another try makes sense; give it with 429 and 503.
             headers: more answer headers, names in lower case.
         """
         self.status = status
@@ -50,6 +54,9 @@ class Refusal:
         body = json.dumps(
             {"error": {"message": message, "type": kind, "param": None, "code": code}}
         ).encode()
+        advice = [] if wait is None else wait_fields(wait)
+        if cannot_help(status):
+            advice.append(repeat_field(repeats=False))
         self._start: Message = {
             "type": "http.response.start",
             "status": status,
@@ -57,7 +64,9 @@ class Refusal:
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
                 (b"cache-control", b"no-store"),
+                (b"vary", b"authorization"),
                 (b"connection", b"close"),
+                *advice,
                 *headers,
             ],
         }
@@ -71,14 +80,19 @@ class Refusal:
         """Show status and code."""
         return f"Refusal({self.status}, {self.code!r})"
 
-    async def answer(self, send: Send) -> None:
+    async def answer(self, send: Send, *, request_id: str | None = None) -> None:
         """Send the refusal as the whole answer of one request.
 
         Args:
             send: the request's ASGI ``send``, on which nothing has been sent yet.
+            request_id: from `refusal_id`, where it is logged as well; None makes one.
         """
         # A new list each time, because a server or a middleware may add to what it is given.
-        # The id is ours: of a request that is refused like this, no header is trusted.
-        request_id = (b"x-request-id", f"refused-{secrets.token_hex(8)}".encode())
-        await send({**self._start, "headers": [*self._start["headers"], request_id]})
+        field = (b"x-request-id", (request_id or refusal_id()).encode())
+        await send({**self._start, "headers": [*self._start["headers"], field]})
         await send(dict(self._end))
+
+
+def refusal_id() -> str:
+    """Make the id of a refused request. It is ours: no header of such a request is trusted."""
+    return f"refused-{secrets.token_hex(8)}"

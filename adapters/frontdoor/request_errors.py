@@ -26,15 +26,16 @@ class UnauthorizedError(InvalidRequestError):
 
 
 class ForbiddenError(InvalidRequestError):
-    """The caller may not see this, whatever API key it has."""
+    """The caller may not do this, whatever API key it has.
 
-    def __init__(self) -> None:
-        super().__init__(
-            "this is for the operator only: ask from the gateway's own machine, or with the "
-            "admin key",
-            code="forbidden",
-            status=403,
-        )
+    Args:
+        advice: How the operator may.
+    """
+
+    def __init__(
+        self, advice: str = "ask from the gateway's own machine, or with the admin key"
+    ) -> None:
+        super().__init__(f"this is for the operator only: {advice}", code="forbidden", status=403)
 
 
 class UnknownRouteError(InvalidRequestError):

@@ -16,12 +16,14 @@ from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import Receive, Scope, Send
 
 from adapters.frontdoor.access import Access
+from adapters.frontdoor.admin_endpoints import AdminEndpoints
 from adapters.frontdoor.body_limits import ClientDisconnectedError
 from adapters.frontdoor.openai_dialect import OPENAI, Dialect
 from adapters.frontdoor.operation_endpoint import OPERATIONS, OperationEndpoint
 from adapters.frontdoor.request_errors import MethodNotAllowedError, UnknownRouteError
 from adapters.frontdoor.served_request import FrontDesk, ServedRequest
 from adapters.frontdoor.service_endpoints import ServiceEndpoints, show_health, show_nothing
+from engine.config import ServerConfig
 
 Endpoint = Callable[[ServedRequest], Awaitable[None]]
 
@@ -29,6 +31,10 @@ ALWAYS_SERVED: Final = frozenset({"/healthz", "/health", "/readyz"})
 """Paths that are answered to the very end of a drain."""
 MODELS_PREFIX: Final = "/v1/models/"
 """Below this an encoded slash belongs to a model's name, such as `org/model`."""
+ADMIN_REQUESTS: Final = "/admin/requests"
+ADMIN_PROVIDERS_PREFIX: Final = "/admin/providers/"
+ADMIN_NAMES_BELOW: Final = (ADMIN_PROVIDERS_PREFIX.encode(), f"{ADMIN_REQUESTS}/".encode())
+"""Below these an encoded slash belongs to a provider's name, or a request's id."""
 
 _REST: Final = "{id:path}"
 
@@ -143,11 +149,12 @@ class UnknownRoute:
             request.finish()
 
 
-def make_routes(desk: FrontDesk) -> list[BaseRoute]:
-    """Every route of the gateway, those that are asked most first.
+def make_routes(desk: FrontDesk, server: ServerConfig) -> list[BaseRoute]:
+    """Every route of the gateway's own listener, those that are asked most first.
 
     Args:
         desk: What all requests share.
+        server: Says whether and where there are admin routes.
     """
     service = ServiceEndpoints(desk, [row.path for row in OPERATIONS])
     health = {"GET": Handler(Access.OPEN, show_health)}
@@ -157,7 +164,6 @@ def make_routes(desk: FrontDesk) -> list[BaseRoute]:
         "/readyz": {"GET": Handler(Access.OPEN, service.show_readiness)},
         "/v1/models": {"GET": Handler(Access.KEY, service.list_models)},
         f"{MODELS_PREFIX}{_REST}": {"GET": Handler(Access.KEY, service.show_model)},
-        "/status": {"GET": Handler(Access.OPERATOR, service.show_status)},
         "/": {
             "GET": Handler(Access.KEY, service.show_root),
             "HEAD": Handler(Access.OPEN, show_nothing),
@@ -172,4 +178,34 @@ def make_routes(desk: FrontDesk) -> list[BaseRoute]:
         )
         for row in OPERATIONS
     ]
-    return [*operations, *(GatewayRoute(path, desk, handlers=how) for path, how in table.items())]
+    if server.admin_port is None:
+        table["/status"] = {"GET": Handler(Access.OPERATOR, service.show_status)}
+    rest = [GatewayRoute(path, desk, handlers=how) for path, how in table.items()]
+    if server.admin_port is None and server.admin_key_env is not None:
+        rest += make_admin_routes(desk, alone=False)
+    return [*operations, *rest]
+
+
+def make_admin_routes(desk: FrontDesk, *, alone: bool) -> list[GatewayRoute]:
+    """The admin routes.
+
+    Args:
+        desk: What all requests share.
+        alone: Whether they are on a listener of their own, which has `/status` and health,
+            too, and may be read from this machine without a key.
+    """
+    admin = AdminEndpoints(desk)
+    reading = Access.OPERATOR if alone else Access.ADMIN
+    table = {
+        "/admin/status": {"GET": Handler(reading, admin.show_status)},
+        "/admin/reload": {"POST": Handler(Access.ADMIN, admin.reload)},
+        f"{ADMIN_PROVIDERS_PREFIX}{_REST}": {"POST": Handler(Access.ADMIN, admin.change_provider)},
+        ADMIN_REQUESTS: {"GET": Handler(reading, admin.list_requests)},
+        f"{ADMIN_REQUESTS}/{_REST}": {"GET": Handler(reading, admin.show_request)},
+    }
+    if alone:
+        service = ServiceEndpoints(desk, [])
+        table["/status"] = {"GET": Handler(Access.OPERATOR, service.show_status)}
+        table["/healthz"] = {"GET": Handler(Access.OPEN, show_health)}
+        table["/readyz"] = {"GET": Handler(Access.OPEN, service.show_readiness)}
+    return [GatewayRoute(path, desk, handlers=how) for path, how in table.items()]

@@ -17,21 +17,23 @@ from opentelemetry.context import Context
 from starlette.types import Scope, Send
 
 from adapters.frontdoor.border import exchange_of
-from adapters.frontdoor.failure import Failure, failure_of
+from adapters.frontdoor.failure import Failure, failure_of, fallback_field
 from adapters.frontdoor.openai_dialect import JSON_TYPE, SSE_TYPE, Dialect
+from adapters.frontdoor.refusal import Refusal
 from adapters.observability.logs import RequestRecord
 from engine.ledger import Outcome
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
+    from adapters.configuration.reloading import ConfigurationReload
     from adapters.frontdoor.access import AccessControl
     from adapters.frontdoor.drain import Draining
     from adapters.frontdoor.receiver import Exchange
     from adapters.frontdoor.server_span import ServerSpans
+    from engine.answer_stream import AnswerStream
     from engine.operations import Response
     from engine.router import Router
-    from engine.streaming import ResponseStream
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class FrontDesk:
         request_log: Takes one record for each request; None keeps none.
         draining: Whether the server is going away.
         clock: Monotonic seconds.
+        reloading: Puts the configuration file into service again; None without a file.
     """
 
     __slots__ = (
@@ -70,6 +73,7 @@ class FrontDesk:
         "access",
         "clock",
         "draining",
+        "reloading",
         "request_log",
         "router",
         "spans",
@@ -84,7 +88,9 @@ class FrontDesk:
         request_log: RecordSink | None,
         draining: Draining,
         clock: Callable[[], float],
+        reloading: ConfigurationReload | None = None,
     ) -> None:
+        self.reloading = reloading
         self.router = router
         self.access = access
         self.spans = spans
@@ -102,6 +108,26 @@ class FrontDesk:
             if text.isprintable():
                 return text
         return f"{self._id_prefix}{next(self._ids)}"
+
+    def log_refusal(self, scope: Scope, refusal: Refusal, request_id: str) -> None:
+        """Write the log line of a request that the framing gate did not let in.
+
+        Args:
+            scope: The request's ASGI scope; none of its fields is trusted, and no path is logged.
+            refusal: Why.
+            request_id: The id that its sender was told.
+        """
+        if self.request_log is not None:
+            self.request_log.write(
+                RequestRecord(
+                    request_id=request_id,
+                    method=scope["method"],
+                    route=_NO_ROUTE,
+                    status=refusal.status,
+                    outcome=Outcome.REJECTED.value,
+                    error_code=refusal.code,
+                )
+            )
 
 
 class ServedRequest:
@@ -199,7 +225,7 @@ class ServedRequest:
         """
         await self.answer(self._dialect.answer(response), headers=self._route_facts(response))
 
-    async def start_stream(self, stream: ResponseStream) -> None:
+    async def start_stream(self, stream: AnswerStream) -> None:
         """Send status and header fields of a stream.
 
         Raises:
@@ -238,15 +264,20 @@ class ServedRequest:
             body = self._dialect.error(failure)
             await self._send_whole(failure.status, body, failure.header_fields())
 
-    def _route_facts(self, answer: Response | ResponseStream) -> list[Header]:
+    def _route_facts(self, answer: Response | AnswerStream) -> list[Header]:
         """What the caller may know about how its answer came to be."""
         self._provider, self._attempts = answer.provider, answer.attempts
         overhead = self._overhead_ms = max(0.0, self.elapsed - answer.upstream_seconds) * 1000
-        return [
+        facts = [
             (b"x-gateway-provider", answer.provider.encode("latin-1", "replace")),
             (b"x-gateway-attempts", b"%d" % answer.attempts),
             (b"x-gateway-overhead-ms", b"%.2f" % overhead),
         ]
+        if answer.fallbacks:
+            facts.append(fallback_field(answer.fallbacks))
+        if answer.replayed is not None:
+            facts.append((b"x-gateway-idempotency", answer.replayed.value.encode()))
+        return facts
 
     async def _send_whole(self, status: int, body: bytes, headers: Iterable[Header]) -> None:
         own = [(b"content-type", JSON_TYPE), (b"content-length", b"%d" % len(body))]

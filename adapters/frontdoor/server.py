@@ -9,8 +9,8 @@ before the streams):
 
 1. readiness turns red and every answer closes its connection; for ``pre_stop_seconds`` everything
    is still served, so that load balancers can look away first;
-2. new requests get 503 with Retry-After; if kept-alive connections may be open, for a moment longer
-   so that their owners get an answer and not a reset;
+2. new requests get 503 with Retry-After and no connection begins any more; for a moment longer, so
+   that the owners of open connections get an answer and not a reset;
 3. the listening socket and the idle connections are closed; requests in flight go on;
 4. after ``drain_seconds``, streams are told to end themselves with an error event;
 5. two seconds later whatever is left is cancelled, and connections still open are aborted.
@@ -20,10 +20,8 @@ Hypercorn's own ``graceful_timeout`` plays no part: from Python 3.12 on it is no
 
 import logging
 import math
-import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -40,21 +38,25 @@ from adapters.frontdoor.body_limits import ExchangeLimits
 from adapters.frontdoor.border import ExchangeBorder
 from adapters.frontdoor.drain import Draining
 from adapters.frontdoor.garbage import tuned_for_serving
-from adapters.frontdoor.gate import MAX_HEADER_BYTES, MAX_TARGET_BYTES, FramingGate
+from adapters.frontdoor.gate import (
+    MAX_HEADER_BYTES,
+    MAX_TARGET_BYTES,
+    FramingGate,
+    OnRefusal,
+)
 from adapters.frontdoor.http1_config import Http1Config
 from adapters.frontdoor.http1_protocol import use_http1_only
 from adapters.frontdoor.lifespan import LifespanBorder, StartupError
-from adapters.frontdoor.listening_socket import DEFAULT_BACKLOG
+from adapters.frontdoor.listening_socket import DEFAULT_BACKLOG, turn_away
 from adapters.frontdoor.quiet_loop import QuietLoop
+from adapters.frontdoor.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 EXIT_CLEAN: Final = 0
 """Every request in flight was answered."""
 EXIT_CUT: Final = 1
-"""The time for draining was over and requests were cancelled."""
-EXIT_WATCHDOG: Final = 70
-"""The process did not end by itself and was ended (``EX_SOFTWARE``)."""
+"""The time for draining was over and requests were cancelled; or the app died."""
 
 _FAREWELL_SECONDS: Final = 0.5
 _ENDING_SECONDS: Final = 2.0
@@ -80,6 +82,7 @@ class ServerSettings:
         backlog: connections that may wait to be accepted.
         limits: what one request may take.
         encoded_slash_below: see `adapters.frontdoor.gate.FramingGate`.
+        on_refusal: likewise.
     """
 
     keep_alive_seconds: float = 75.0
@@ -91,6 +94,7 @@ class ServerSettings:
     backlog: int = DEFAULT_BACKLOG
     limits: ExchangeLimits = field(default_factory=ExchangeLimits)
     encoded_slash_below: tuple[bytes, ...] = ()
+    on_refusal: OnRefusal | None = None
 
     def __post_init__(self) -> None:
         """Refuse times that make no sense.
@@ -116,7 +120,9 @@ def guarded(app: ASGIApp, *, settings: ServerSettings, draining: Draining) -> AS
         settings: limits and gate settings are taken from here.
         draining: the state that the server will move.
     """
-    gate = FramingGate(app, encoded_slash_below=settings.encoded_slash_below)
+    gate = FramingGate(
+        app, encoded_slash_below=settings.encoded_slash_below, on_refusal=settings.on_refusal
+    )
     return ExchangeBorder(gate, limits=settings.limits, draining=draining)
 
 
@@ -142,7 +148,7 @@ async def serve(
         on_started: called once, when the app has started and connections are accepted.
 
     Returns:
-        How many requests were cancelled because the time was over; 0 is a clean end.
+        How many requests were cancelled because the time was over; at least 1 if the app died.
 
     Raises:
         StartupError: the app did not start; its own exception is the cause. Nothing was served.
@@ -151,7 +157,8 @@ async def serve(
     config = _hypercorn_config(listener, settings)
     stop = anyio.Event()
     ending = _Ending(settings, draining, config, stop=stop)
-    lifespan = LifespanBorder(guarded(app, settings=settings, draining=draining))
+    hurry = hurry or anyio.Event()
+    lifespan = LifespanBorder(guarded(app, settings=settings, draining=draining), shutdown, hurry)
 
     async def stop_trigger() -> None:
         if on_started is not None:
@@ -179,7 +186,7 @@ async def serve(
             # exception, leaves its task marked as cancelled, and anyio's scopes in that task would
             # then take their own cancellation for somebody else's.
             group.start_soon(run_hypercorn, group.cancel_scope)
-            await ending.run(shutdown, hurry or anyio.Event())
+            await ending.run(shutdown, hurry)
     lifespan.raise_startup_failure(failure)
     if isinstance(failure, LifespanTimeoutError) and not lifespan.started:
         message = f"the app did not start within {settings.startup_seconds} seconds"
@@ -189,7 +196,7 @@ async def serve(
         logger.info("a connection failed while the server closed it: %s", failure)
     elif failure is not None:
         raise failure
-    return ending.cut
+    return ending.cut or int(lifespan.crashed)
 
 
 def run_server(
@@ -217,8 +224,8 @@ def run_server(
         ends_process: the caller ends the process after this; the watchdog sees to that, too.
 
     Returns:
-        The exit code: 0 after a clean drain, 1 when requests were cancelled at its end, 128 plus
-        the signal's number when a second signal cut it short.
+        The exit code: 0 after a clean drain, 1 when requests were cancelled at its end or the app
+        died, 128 plus the signal's number when a second signal cut it short.
 
     Raises:
         StartupError: the app did not start.
@@ -279,7 +286,7 @@ class _Ending:
         logger.info("draining: %d requests in flight", draining.in_flight)
         await anyio.sleep(settings.pre_stop_seconds)
         draining.refuse()
-        if draining.served_within(settings.keep_alive_seconds):
+        if turn_away(self._config.listener) or draining.served_within(settings.keep_alive_seconds):
             await anyio.sleep(_FAREWELL_SECONDS)
         self._stop.set()
         with anyio.move_on_after(drain_seconds):
@@ -299,7 +306,7 @@ class _Process:
         self._settings = settings
         self._draining = draining
         self._second_signal: int | None = None
-        self.watchdog = threading.Timer(0, _exit_hard)
+        self.watchdog = Watchdog()
 
     async def run(
         self,
@@ -342,29 +349,22 @@ class _Process:
         *,
         task_status: anyio.abc.TaskStatus[None],
     ) -> None:
-        settings = self._settings
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        numbers = signal.SIGTERM, signal.SIGINT
+        with anyio.open_signal_receiver(*numbers) as signals:
+            self.watchdog.follow(numbers, self._patience)
             task_status.started()
             async for number in signals:
                 if not shutdown.is_set():
                     shutdown.set()
-                    self._watch(_beyond(settings, self._draining.patience(settings.drain_seconds)))
                 elif not hurry.is_set():
                     self._second_signal = int(number)
                     hurry.set()
-                    self._watch(_HURRY_WATCHDOG)
 
-    def _watch(self, seconds: float) -> None:
-        """Set the time at which the process is ended from outside the event loop."""
-        self.watchdog.cancel()
-        self.watchdog = threading.Timer(seconds, _exit_hard)
-        self.watchdog.daemon = True
-        self.watchdog.start()
-
-
-def _exit_hard() -> None:
-    logger.critical("the server did not end by itself; ending the process")
-    os._exit(EXIT_WATCHDOG)
+    def _patience(self, received: int) -> float:
+        """Give the seconds that the process has after its first and after later signals."""
+        if received > 1:
+            return _HURRY_WATCHDOG
+        return _beyond(self._settings, self._draining.patience(self._settings.drain_seconds))
 
 
 def _has_uvloop() -> bool:

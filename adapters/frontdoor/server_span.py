@@ -57,15 +57,15 @@ class ServerSpans:
         }
         if route is not None:
             attributes["http.route"] = route
-        return self._tracer.start_span(
+        return self._telemetry.guard.start(
+            self._tracer,
             method if route is None else f"{method} {route}",
             _parent(headers),
             SpanKind.SERVER,
-            attributes=attributes,
+            attributes,
         )
 
-    @staticmethod
-    def end(span: Span, status: int | None, failure: Failure | None) -> None:
+    def end(self, span: Span, status: int | None, failure: Failure | None) -> None:
         """End the span of one request.
 
         Args:
@@ -82,7 +82,7 @@ class ServerSpans:
         ):
             span.set_attribute("error.type", failure.kind)
             span.set_status(Status(StatusCode.ERROR))
-        span.end()
+        self._telemetry.guard.end(span)
 
 
 def _parent(headers: Mapping[bytes, bytes]) -> Context:

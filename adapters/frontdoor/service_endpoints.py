@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapters.frontdoor.failure import DEFAULT_WAIT, Failure
 from adapters.frontdoor.openai_dialect import encode, model_object
@@ -25,6 +25,16 @@ async def show_health(request: ServedRequest) -> None:
 async def show_nothing(request: ServedRequest) -> None:
     """Answer a probe of the base URL."""
     await request.answer(b"")
+
+
+def status_object(desk: FrontDesk) -> dict[str, Any]:
+    """Everything that the engine and the process around it tell about themselves."""
+    status = desk.router.status().as_dict()
+    status["draining"] = desk.draining.is_set()
+    if desk.reloading is not None:
+        status["reload_error"] = desk.reloading.error or status["reload_error"]
+        status["waiting_for_restart"] = list(desk.reloading.waiting)
+    return status
 
 
 class ServiceEndpoints:
@@ -57,7 +67,7 @@ class ServiceEndpoints:
 
     async def show_status(self, request: ServedRequest) -> None:
         """Answer with everything that the engine tells about itself."""
-        await request.answer(encode(self._desk.router.status().as_dict()))
+        await request.answer(encode(status_object(self._desk)))
 
     async def list_models(self, request: ServedRequest) -> None:
         """Answer with the models that can be asked for.

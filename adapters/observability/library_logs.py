@@ -14,6 +14,9 @@ from typing import Literal, TextIO
 from adapters.observability.line_writer import LineWriter
 from adapters.observability.logs import encode_json, instant, visible
 
+OWN = ("adapters.", "engine.")
+"""Loggers of this project, which may say what is not wrong but worth to know."""
+
 CAPACITY = 1_000
 MAX_MESSAGE = 1_000
 
@@ -31,15 +34,16 @@ class LibraryLogHandler(logging.Handler):
     """
 
     def __init__(self, form: Literal["pretty", "json"], stream: TextIO | None = None) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self._form = form
         self._writer: LineWriter[logging.LogRecord] = LineWriter(
             stream or sys.stderr, self._line, capacity=CAPACITY
         )
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a record; never blocks."""
-        self._writer.put(record)
+        """Queue a record; never blocks. What libraries say below a warning is left out."""
+        if record.levelno >= logging.WARNING or record.name.startswith(OWN):
+            self._writer.put(record)
 
     @property
     def dropped(self) -> int:

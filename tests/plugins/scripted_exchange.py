@@ -20,6 +20,7 @@ class FakeClient:
 
     def __init__(self) -> None:
         self.on_gone: Callable[[], None] | None = None
+        self.gone = False
         self.aborted = False
 
     def abort(self) -> None:
@@ -60,8 +61,10 @@ class FakeServer:
 
     def leave(self) -> None:
         self.put({"type": "http.disconnect"})
-        if self.client is not None and self.client.on_gone is not None:
-            self.client.on_gone()
+        if self.client is not None:
+            self.client.gone = True
+            if self.client.on_gone is not None:
+                self.client.on_gone()
 
     async def receive(self) -> Message:
         while not self._queue:

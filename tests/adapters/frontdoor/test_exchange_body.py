@@ -43,7 +43,7 @@ async def test_body_waits_for_late_parts(calls_back: bool) -> None:
 async def test_body_above_the_limit_is_refused_before_reading(calls_back: bool) -> None:
     """Content-Length above the limit is answered with 413 and nothing is read for the body."""
     server = FakeServer(calls_back=calls_back, length=100)
-    server.leave()
+    server.put({"type": "http.disconnect"})
     seen = []
 
     async def read(exchange: Exchange) -> None:

@@ -168,3 +168,20 @@ async def test_starlette_responses_work_inside_run(calls_back: bool) -> None:
 
     await server.run(app)
     assert server.body == b"012"
+
+
+async def test_client_that_left_before_anybody_listened_is_gone() -> None:
+    """A client that leaves right behind its request, which has no body to read, starts no work."""
+    server = FakeServer(calls_back=True)
+    server.leave()
+    seen: list[str] = []
+
+    async def work(exchange: Exchange) -> None:
+        async def note() -> None:
+            seen.append("ran")
+
+        assert exchange.gone
+        await exchange.run(note)
+
+    await server.run(endpoint(work))
+    assert (seen, server.sent) == ([], [])

@@ -69,6 +69,7 @@ def test_gate_lets_ordinary_requests_in(headers: list[tuple[bytes, bytes]]) -> N
         ([(b"authorization", b"a"), (b"authorization", b"b")], "duplicate_header"),
         ([(b"x-api-key", b"a"), (b"x-api-key", b"b")], "duplicate_header"),
         ([(b"content-type", b"a"), (b"content-type", b"a")], "duplicate_header"),
+        ([(b"idempotency-key", b"a"), (b"idempotency-key", b"b")], "duplicate_header"),
         ([(b"upgrade", b"h2c")], "upgrade_refused"),
         ([(b"upgrade", b"websocket, H2C")], "upgrade_refused"),
         ([(b"x-note", b"a\r\nx: y")], "bad_header_value"),
@@ -244,3 +245,25 @@ async def test_gate_closes_websockets() -> None:
 
     await FramingGate(never)({"type": "websocket"}, receive, send)
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+@pytest.mark.anyio
+async def test_gate_tells_of_each_refusal_with_the_id_that_was_sent() -> None:
+    """An operator finds a refused request in the log by the id that its sender shows."""
+    told: list[tuple[str, str, str]] = []
+    sent: list[Message] = []
+
+    async def pass_on(*_: object) -> None: ...
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    gate = FramingGate(
+        pass_on,
+        on_refusal=lambda scope, refusal, id_: told.append((scope["method"], refusal.code, id_)),
+    )
+    await gate(scope_of(), pass_on, send)  # type: ignore[arg-type]
+    await gate(scope_of(method="TRACE"), pass_on, send)  # type: ignore[arg-type]
+    [(method, code, request_id)] = told
+    assert (method, code) == ("TRACE", "method_not_allowed")
+    assert (b"x-request-id", request_id.encode()) in sent[0]["headers"]

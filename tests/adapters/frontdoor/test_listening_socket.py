@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from adapters.frontdoor.listening_socket import ListenError, open_listening_socket
+from adapters.frontdoor.listening_socket import ListenError, open_listening_socket, turn_away
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT exists on Linux only")
@@ -68,3 +68,23 @@ def test_names_prefer_ipv4() -> None:
     with open_listening_socket("localhost", 0) as listener:
         assert listener.family == socket.AF_INET
         assert not listener.get_inheritable()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets have filters on Linux only")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_who_is_turned_away_has_not_begun(host: str) -> None:
+    """A connection that waits to be accepted is served; a later one does not come about."""
+    with open_listening_socket(host, 0) as listener:
+        listener.setblocking(True)
+        listener.settimeout(5)
+        address = listener.getsockname()[:2]
+        with socket.create_connection(address, timeout=5) as early:
+            assert turn_away(listener)
+            accepted, _ = listener.accept()
+            with accepted:
+                early.sendall(b"ping")
+                assert accepted.recv(4) == b"ping"
+                accepted.sendall(b"pong")
+                assert early.recv(4) == b"pong"
+        with pytest.raises(TimeoutError):
+            socket.create_connection(address, timeout=0.2)
