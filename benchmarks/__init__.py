@@ -1,1 +1,1 @@
-"""What the gateway costs, measured: `python -m benchmarks NAME` writes its part of bench.md."""
+"""What the gateway costs and withstands: `python -m benchmarks NAME` writes it into bench.md."""

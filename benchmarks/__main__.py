@@ -11,11 +11,12 @@ from typing import NoReturn
 
 import click
 
-from benchmarks import dispatch, factory, gateway
+from benchmarks import dispatch, factory, gateway, resilience
 from benchmarks.children import ChildError
 from benchmarks.machine import Machine
 from benchmarks.progress import Steps, showing
 from benchmarks.report import Section, write_section
+from benchmarks.simulated import SimulatedSettings
 
 BENCH_MD = Path(__file__).resolve().parent.parent / "bench.md"
 
@@ -38,13 +39,30 @@ _requests = click.option(
     help="Requests of the main case of `gateway`, over all rounds.",
 )
 
+_soak_seconds = click.option(
+    "--soak-seconds",
+    type=click.FloatRange(min=2),
+    default=resilience.ResilienceSettings().soak_seconds,
+    show_default=True,
+    help="Length of the soak of `resilience`.",
+)
+
 QUICK_FACTORY = factory.FactorySettings(counts=(1, 20), rounds=2, imports=1, threads=2)
 QUICK_DISPATCH = dispatch.DispatchSettings(calls=64, picks=200, rounds=2, providers=(2, 10))
+
+QUICK_RESILIENCE = resilience.ResilienceSettings(
+    SimulatedSettings(2.0, 2.0, 6.0, 31.0, (5.0,), minutes=0.1, scenarios=4),
+    calls=2,
+    departures=2,
+    reloads=4,
+    ends=1,
+    soak_seconds=2.0,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Measure what the gateway costs, and write it into bench.md."""
+    """Measure what the gateway costs and withstands, and write it into bench.md."""
 
 
 @cli.command("factory")
@@ -81,16 +99,34 @@ def run_gateway(requests: int, quick: bool, output: Path) -> None:
     _carry_out("gateway", settings.steps, lambda steps: gateway.run(settings, steps), output=output)
 
 
+@cli.command("resilience")
+@_soak_seconds
+@_quick
+@_output
+def run_resilience(soak_seconds: float, quick: bool, output: Path) -> None:
+    """Let providers, callers and the process itself fail, on a virtual clock and for real."""
+    settings = (
+        QUICK_RESILIENCE if quick else resilience.ResilienceSettings(soak_seconds=soak_seconds)
+    )
+    _carry_out(
+        "resilience", settings.steps, lambda steps: resilience.run(settings, steps), output=output
+    )
+
+
 @cli.command("all")
 @_requests
+@_soak_seconds
 @_quick
 @_output
 @click.pass_context
-def run_all(context: click.Context, requests: int, quick: bool, output: Path) -> None:
+def run_all(
+    context: click.Context, requests: int, soak_seconds: float, quick: bool, output: Path
+) -> None:
     """Run all of them, one after the other."""
     context.invoke(run_factory, quick=quick, output=output)
     context.invoke(run_dispatch, quick=quick, output=output)
     context.invoke(run_gateway, requests=requests, quick=quick, output=output)
+    context.invoke(run_resilience, soak_seconds=soak_seconds, quick=quick, output=output)
 
 
 def _carry_out(name: str, total: int, measure: Callable[[Steps], Section], *, output: Path) -> None:

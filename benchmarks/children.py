@@ -92,7 +92,7 @@ def gateway_process(core: int, upstream_port: int) -> Iterator[Serving]:
         path = Path(folder, "gateway.yaml")
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         arguments = ["benchmarks.gateway_process", str(path)]
-        with _child(arguments, core, stdout=subprocess.DEVNULL) as (child, errors):
+        with child_process(arguments, core, stdout=subprocess.DEVNULL) as (child, errors):
             _wait_until_it_serves(child, port, errors)
             yield Serving(child.pid, port)
 
@@ -104,33 +104,39 @@ def generate_load(plan: LoadPlan, core: int) -> LoadResult:
         ChildError: If it fails, or takes much longer than the plan allows.
     """
     arguments = ["benchmarks.load", json.dumps(asdict(plan))]
-    with _child(arguments, core, stdout=subprocess.PIPE) as (child, errors):
+    with child_process(arguments, core, stdout=subprocess.PIPE) as (child, errors):
         try:
             output, _ = child.communicate(timeout=plan.limit + START_SECONDS)
         except subprocess.TimeoutExpired:
             raise ChildError("the load generator did not end in time") from None
         if child.returncode != 0:
-            raise ChildError(f"the load generator failed: {_last_words(errors)}")
+            raise ChildError(f"the load generator failed: {last_words(errors)}")
         return LoadResult(**json.loads(output))
 
 
 @contextmanager
 def _telling_its_port(module: str, core: int) -> Iterator[Serving]:
     """Run a module of the benchmarks whose first line of output is its port."""
-    with _child([f"benchmarks.{module}"], core, stdout=subprocess.PIPE) as (child, errors):
+    with child_process([f"benchmarks.{module}"], core, stdout=subprocess.PIPE) as (child, errors):
         assert child.stdout is not None
         line = child.stdout.readline()
         if not line.strip().isdigit():
             child.wait(END_SECONDS)
-            raise ChildError(f"{module} did not start: {_last_words(errors)}")
+            raise ChildError(f"{module} did not start: {last_words(errors)}")
         yield Serving(child.pid, int(line))
 
 
 @contextmanager
-def _child(
-    module_and_arguments: list[str], core: int, *, stdout: int
+def child_process(
+    module_and_arguments: list[str], core: int | None, *, stdout: int
 ) -> Iterator[tuple[subprocess.Popen[str], IO[bytes]]]:
-    """Start a module on a core, and end it with the context: politely, then by force."""
+    """Start a module, and end it with the context: politely, then by force.
+
+    Args:
+        module_and_arguments: As after `python -m`.
+        core: The core that it must stay on; None leaves that to the system.
+        stdout: As `subprocess.Popen` takes it.
+    """
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(  # noqa: S603 - our own modules
             [sys.executable, "-m", *module_and_arguments],
@@ -144,7 +150,7 @@ def _child(
         )
         with child:
             try:
-                if can_pin():
+                if core is not None and can_pin():
                     # Before it has threads of its own, which will inherit it.
                     os.sched_setaffinity(child.pid, {core})
                 yield child, errors
@@ -166,11 +172,11 @@ def _wait_until_it_serves(child: subprocess.Popen[str], port: int, errors: IO[by
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if child.poll() is not None:
-            raise ChildError(f"the gateway did not start: {_last_words(errors)}")
+            raise ChildError(f"the gateway did not start: {last_words(errors)}")
         if _is_ready(port):
             return
         time.sleep(0.05)
-    raise ChildError(f"the gateway is not ready after {START_SECONDS:g} s: {_last_words(errors)}")
+    raise ChildError(f"the gateway is not ready after {START_SECONDS:g} s: {last_words(errors)}")
 
 
 def _is_ready(port: int) -> bool:
@@ -190,7 +196,7 @@ def _free_port() -> int:
         return port
 
 
-def _last_words(errors: IO[bytes]) -> str:
+def last_words(errors: IO[bytes]) -> str:
     """The last line that a process wrote to stderr."""
     errors.seek(0)
     lines = errors.read()[-10_000:].decode("utf-8", "replace").strip().splitlines()

@@ -14,7 +14,7 @@ from benchmarks.instant import InstantProvider, instant_config
 from benchmarks.spread import Spread, rounds_of
 from engine.actor import ProviderActor
 from engine.config import BalancerName
-from engine.dispatcher import Dispatcher
+from engine.dispatcher import Asked, Dispatcher
 from engine.operations import Operation
 from engine.plan import Plan, make_plans
 from engine.resilience.deadline import DeadlineWheel
@@ -43,10 +43,10 @@ async def pick_cost(balancer: BalancerName, targets: int, *, picks: int, rounds:
     plan = _plan(balancer, targets)
     # Two of the balancers look at every target, so that many picks would take for ever.
     count = max(FEWEST_PICKS, picks // (1 if balancer == "weighted_random" else targets))
-    pick, dispatcher = plan.tiers[0].pick, Dispatcher()
+    pick, dispatcher, asked = plan.tiers[0].balancer.pick, Dispatcher(), Asked(Operation.CHAT)
     return PickCost(
         rounds_of(rounds, lambda: _seconds(lambda: pick(_everybody), count)),
-        rounds_of(rounds, lambda: _seconds(lambda: dispatcher.choose(plan, Operation.CHAT), count)),
+        rounds_of(rounds, lambda: _seconds(lambda: dispatcher.choose(plan, asked), count)),
     )
 
 

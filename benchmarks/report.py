@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from benchmarks.machine import Machine
 from benchmarks.spread import figure
 
-SECTIONS = ("factory", "dispatch", "gateway")
+SECTIONS = ("factory", "dispatch", "gateway", "resilience")
 """The order in which they stand in the file, whoever is written first."""
 
-HEAD = """# What the gateway costs
+HEAD = """# What the gateway costs, and what it withstands
 
 Written by `python -m benchmarks`, one section a command; what is written here by hand is lost.
 Values are medians of the rounds, with the least and the greatest round in brackets. They hold for
@@ -45,27 +46,72 @@ class Table:
         return "\n".join(lines)
 
 
+class Bound(StrEnum):
+    """On which side of the promised value the measured one must lie."""
+
+    AT_MOST = "≤"
+    AT_LEAST = "≥"
+
+
 @dataclass(frozen=True, slots=True)
 class Goal:
     """A value that the project promises, and what came of it.
 
     Attributes:
         what: What is measured.
-        wanted: The most it may be.
+        wanted: The most, or the least, that it may be.
         measured: What it is.
         unit: Of both.
+        bound: Whether `wanted` is the most or the least.
     """
 
     what: str
     wanted: float
     measured: float
     unit: str
+    bound: Bound = Bound.AT_MOST
+
+    @property
+    def kept(self) -> bool:
+        """Whether the value is as promised; never for one that is no number."""
+        if self.bound is Bound.AT_LEAST:
+            return self.measured >= self.wanted
+        return self.measured <= self.wanted
 
     def cells(self) -> tuple[str, ...]:
         """One row of the table of goals."""
-        met = "yes" if self.measured <= self.wanted else "**no**"
+        kept = "yes" if self.kept else "**no**"
         unit = f" {self.unit}" if self.unit else ""
-        return self.what, f"≤ {self.wanted:g}{unit}", f"{figure(self.measured)}{unit}", met
+        return (
+            self.what,
+            f"{self.bound.value} {self.wanted:g}{unit}",
+            f"{_measured(self)}{unit}",
+            kept,
+        )
+
+
+def _measured(goal: Goal) -> str:
+    """The value, with enough digits to tell it from what it must not reach, or fall below."""
+    text = figure(goal.measured)
+    close = goal.measured != goal.wanted and text == figure(goal.wanted)
+    if close or (goal.bound is Bound.AT_LEAST and text == "100"):
+        return f"{goal.measured:.6g}"
+    return text
+
+
+@dataclass(slots=True)
+class Findings:
+    """What one part of a benchmark came to.
+
+    Attributes:
+        goals: What is promised.
+        tables: The results.
+        notes: What a reader must know to judge them.
+    """
+
+    goals: list[Goal] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -89,6 +135,12 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     conditions: dict[str, str] = field(default_factory=dict)
+
+    def add(self, findings: Findings) -> None:
+        """Put what a part came to behind what is there."""
+        self.goals += findings.goals
+        self.tables += findings.tables
+        self.notes += findings.notes
 
     def render(self, machine: Machine, command: str) -> str:
         """The section as Markdown, without its markers.

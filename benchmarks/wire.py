@@ -68,10 +68,12 @@ CHUNKS: Final = (
 """The data of `EVENTS` stream events."""
 
 
-def request_body(*, streamed: bool = False, paced: bool = False) -> bytes:
+def request_body(
+    *, streamed: bool = False, paced: bool = False, model: str = "benchmark-model"
+) -> bytes:
     """A chat request of `REQUEST_BYTES` bytes."""
     body: dict[str, Any] = {
-        "model": PACED_MODEL if paced else "benchmark-model",
+        "model": PACED_MODEL if paced else model,
         "messages": [{"role": "user", "content": ""}],
         "temperature": 0.2,
         "max_tokens": 64,
@@ -81,8 +83,15 @@ def request_body(*, streamed: bool = False, paced: bool = False) -> bytes:
     return _dump(body)
 
 
-def request_message(port: int, body: bytes) -> bytes:
-    """A whole HTTP/1.1 request for a chat completion at this port of the loopback interface."""
+def request_message(port: int, body: bytes, *fields: tuple[str, str]) -> bytes:
+    """A whole HTTP/1.1 request for a chat completion at this port of the loopback interface.
+
+    Args:
+        port: Where it goes.
+        body: What is asked.
+        fields: Further header fields, name and value.
+    """
+    more = "".join(f"{name}: {value}\r\n" for name, value in fields)
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\n"
         f"host: 127.0.0.1:{port}\r\n"
@@ -90,7 +99,7 @@ def request_message(port: int, body: bytes) -> bytes:
         "user-agent: benchmark\r\n"
         "content-type: application/json\r\n"
         f"content-length: {len(body)}\r\n"
-        "\r\n"
+        f"{more}\r\n"
     )
     return head.encode("ascii") + body
 

@@ -82,6 +82,24 @@ def test_gateway_writes_its_section(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
+def test_resilience_writes_its_section(tmp_path: Path) -> None:
+    """Each promise stands in the section with its value, from virtual time and real processes."""
+    text = section(tmp_path / "bench.md", "resilience")
+    for goal in (
+        r"\| success with 10 % random failures \| ≥ 99.5 % \| \S+ % \| yes \|",
+        r"\| goodput at 10 times the capacity, of capacity \| ≥ 95 % \|",
+        r"\| scenarios of 4 in which an invariant broke \| ≤ 0 \| 0 \| yes \|",
+        r"\| calls not failed over, of 28 \| ≤ 0 \| 0 \| yes \|",
+        r"\| requests lost or failed over 4 reloads under load \| ≤ 0 \| 0 \| yes \|",
+        r"\| upstream closed after the caller's FIN, the slowest of 6 \| ≤ 100 ms \|",
+        r"\| streams cut before the drain limit \| ≤ 0 \| 0 \| yes \|",
+        r"\| largest conservation error of the soak \| ≤ 0 \| 0 \| yes \|",
+    ):
+        assert re.search(goal, text), text
+    assert re.search(r"\| resident memory, MiB \| \S+ \| \S+ \| \S+ to \S+ \| \S+ ± \S+ \|", text)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_gateway_leaves_no_process_behind(tmp_path: Path, how: signal.Signals) -> None:
     """However the benchmark is ended, its processes end with it and nothing is written."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.machine import Conditions, Machine, source_digest
-from benchmarks.report import Goal, Section, Table, write_section
+from benchmarks.report import Bound, Findings, Goal, Section, Table, write_section
 
 MACHINE = Machine(
     date="2026-01-02 03:04 UTC",
@@ -49,6 +49,33 @@ def test_section_holds_what_a_reader_needs() -> None:
 def test_goal_that_is_missed_says_so() -> None:
     """A value above the promised one is marked."""
     assert Goal("errors", 0, 1, "").cells() == ("errors", "≤ 0", "1", "**no**")
+
+
+def test_goal_may_be_the_least() -> None:
+    """Some values must not fall below what is promised."""
+    kept = Goal("success", 99.5, 99.9, "%", Bound.AT_LEAST)
+    assert kept.cells() == ("success", "≥ 99.5 %", "99.9 %", "yes")
+    assert not Goal("success", 99.5, 99.4, "%", Bound.AT_LEAST).kept
+
+
+def test_goal_without_a_number_is_missed() -> None:
+    """What could not be measured has not been kept, on neither side."""
+    assert not Goal("success", 99.5, float("nan"), "%", Bound.AT_LEAST).kept
+    assert not Goal("errors", 0, float("nan"), "").kept
+
+
+def test_goal_that_is_missed_by_little_shows_by_how_much() -> None:
+    """Rounding does not make a missed value look like the promised one."""
+    assert Goal("attempts", 1.1, 1.1004, "").cells()[2] == "1.1004"
+
+
+def test_section_takes_what_its_parts_found() -> None:
+    """Goals, tables and notes of a part stand behind what is there."""
+    section = Section("resilience", "title", goals=[Goal("first", 1, 0, "")])
+    table = Table("Table", ("column",), [["cell"]])
+    section.add(Findings([Goal("second", 1, 0, "")], [table], ["a note"]))
+    assert [goal.what for goal in section.goals] == ["first", "second"]
+    assert (section.tables, section.notes) == ([table], ["a note"])
 
 
 def test_cell_cannot_break_its_table() -> None:
