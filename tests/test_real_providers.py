@@ -17,7 +17,7 @@ from adapters.providers.openai import OpenAIAdapter
 from adapters.providers.openai_compatible import OpenAICompatibleAdapter
 from adapters.providers.vllm import VLLMAdapter
 from engine.attempt import Attempt
-from engine.config import LimitsConfig, ProviderConfig, TimeoutsConfig
+from engine.config import EjectionConfig, LimitsConfig, ProviderConfig, TimeoutsConfig
 from engine.errors import ConfigurationError
 from engine.factory import ProviderFactory
 from engine.operations import ChatRequest, Chunk, Operation, Response
@@ -124,6 +124,8 @@ class TestProviderFactory:
             "enabled": True,
             "timeouts": TimeoutsConfig().model_dump(),
             "limits": LimitsConfig().model_dump(),
+            "ejection": EjectionConfig().model_dump(),
+            "health_check": None,
             "options": {},
         }
 
@@ -275,7 +277,7 @@ class TestProviderFactory:
         [
             ("no_such_module:X", "cannot be loaded"),
             ("json:no_such_name", "cannot be loaded"),
-            ("json:JSONDecoder", "no subclass of engine.BaseProvider"),
+            ("json:JSONDecoder", "must be a subclass of engine.BaseProvider"),
         ],
     )
     def test_a_broken_package_is_named(
