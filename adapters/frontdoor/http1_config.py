@@ -7,14 +7,19 @@ import asyncio
 import socket
 import time
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import anyio
 from hypercorn.asyncio.worker_context import EventWrapper
 from hypercorn.config import Config, Sockets
 from hypercorn.typing import WorkerContext
 
 if TYPE_CHECKING:
     from adapters.frontdoor.http1_protocol import Http1Protocol
+
+
+LINGER_SECONDS: Final = 0.5
+"""How long a client has to ask on after an answer that had begun before the end was known."""
 
 
 class Http1Config(Config):
@@ -25,6 +30,7 @@ class Http1Config(Config):
         head_seconds: the longest time for a request head, from its first byte.
         ending: True once idle connections are no longer kept.
         connections: the open connections.
+        lingering: those that stay open for a moment at the end, see `let_linger`.
     """
 
     def __init__(self, listener: socket.socket, *, head_seconds: float) -> None:
@@ -34,6 +40,7 @@ class Http1Config(Config):
         self.head_seconds = head_seconds
         self.ending = False
         self.connections: weakref.WeakSet[Http1Protocol] = weakref.WeakSet()
+        self.lingering: set[Http1Protocol] = set()
         self._dated = 0
         self._own_fields = b""
 
@@ -60,6 +67,15 @@ class Http1Config(Config):
         self.ending = True
         for protocol in list(self.connections):
             protocol.close_if_idle()
+
+    async def let_linger(self) -> None:
+        """Wait for those whose last answer could not say that the connection would close.
+
+        A client that asks on just then is told that the server is draining.
+        """
+        with anyio.move_on_after(LINGER_SECONDS):
+            while self.lingering:  # noqa: ASYNC110 - connections end in callbacks, not in tasks
+                await anyio.sleep(LINGER_SECONDS / 20)
 
     def abort_connections(self) -> int:
         """Close every open connection at once, unsent data included.

@@ -37,7 +37,7 @@ from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup, WorkerConte
 
 from adapters.frontdoor.client_connection import CLIENT_STATE_KEY
 from adapters.frontdoor.http1_answer import whole_answer
-from adapters.frontdoor.http1_config import Http1Config
+from adapters.frontdoor.http1_config import LINGER_SECONDS, Http1Config
 from adapters.frontdoor.http1_reader import MalformedRequestError, RequestHead, RequestReader
 from adapters.frontdoor.http1_stream import RequestStream
 
@@ -131,6 +131,7 @@ class Http1Protocol(asyncio.Protocol):
         self._client_left()
         self._idle_timer.cancel()
         self._stop_head_timer()
+        self.config.lingering.discard(self)
         self._streams.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -157,9 +158,14 @@ class Http1Protocol(asyncio.Protocol):
         stream.end()
         self._stream = None
         usable = stream.body_complete and stream.answer.keep_alive and not self._reader.overrun
-        if not usable or self.config.ending:
+        if not usable:
             self.close()
             return
+        if self.config.ending:
+            # Its head went out before the end was known, so the client may ask on at this very
+            # moment: it is told so, and not cut off.
+            self.config.lingering.add(self)
+            self._loop.call_later(LINGER_SECONDS, self.close_if_idle)
         self._idle_since = self._loop.time()
         if self._reader.pending:
             self._advance()

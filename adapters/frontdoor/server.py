@@ -38,12 +38,7 @@ from adapters.frontdoor.body_limits import ExchangeLimits
 from adapters.frontdoor.border import ExchangeBorder
 from adapters.frontdoor.drain import Draining
 from adapters.frontdoor.garbage import tuned_for_serving
-from adapters.frontdoor.gate import (
-    MAX_HEADER_BYTES,
-    MAX_TARGET_BYTES,
-    FramingGate,
-    OnRefusal,
-)
+from adapters.frontdoor.gate import MAX_HEADER_BYTES, MAX_TARGET_BYTES, FramingGate, OnRefusal
 from adapters.frontdoor.http1_config import Http1Config
 from adapters.frontdoor.http1_protocol import use_http1_only
 from adapters.frontdoor.lifespan import LifespanBorder, StartupError
@@ -296,6 +291,7 @@ class _Ending:
             draining.expire()
             with anyio.move_on_after(_ENDING_SECONDS):
                 await draining.wait_idle()
+        await self._config.let_linger()
         scope.cancel()
 
 

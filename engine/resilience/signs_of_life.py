@@ -18,8 +18,10 @@ SMOOTHING = 1 / 8
 SHORTEST_SILENCE = 0.25
 """Below a quarter of a second a pause of our own process would look like silence."""
 
-UNKNOWN_SILENCE = 5.0
-"""Seconds of silence that are suspicious where no time is known."""
+UNKNOWN_SILENCE = 1.0
+"""Seconds of silence that are suspicious where no time is known. Others are only preferred
+then: a slow provider that nobody knows yet is asked less for a moment, and a dead one is
+met by a handful of requests instead of hundreds."""
 
 FALSE_ALARM = 1 / 1_000
 """The largest chance with which a provider that is well looks silent at an instant. A false

@@ -100,6 +100,27 @@ async def test_drain_ends_streams_with_their_own_event(serve_with: ServeWith) ->
     assert routes.notes == ["completed"]
 
 
+async def test_who_asks_on_after_a_stream_is_told(serve_with: ServeWith) -> None:
+    """Its head could not say that the connection would close, so the next request is answered."""
+    routes = Routes()
+
+    async def scenario(server: Any) -> None:
+        routes.draining = server.draining
+        async with await server.connect() as stream:
+            await stream.send(GET % b"stream")
+            await routes.working.wait()
+            server.shutdown.set()
+            received = b""
+            while not received.endswith(b"\r\n0\r\n\r\n"):
+                received += await stream.receive()
+            await stream.send(GET % b"")
+            answer = await stream.receive()
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b"connection: close" in answer
+
+    await serve_with(routes, scenario, ServerSettings(drain_seconds=0.1))
+
+
 async def test_drain_cuts_what_does_not_end(serve_with: ServeWith) -> None:
     """Work that ignores the drain is cancelled, told why, and counted."""
     routes = Routes()

@@ -170,7 +170,7 @@ class Model:
             longer = max(0.0, 1 - number / len(within))
             if longer**self.config.unproven_concurrency <= 1 / 1_000:
                 return max(0.25, seconds)
-        return 5.0
+        return 1.0
 
     def alive(self, attempt: Running) -> None:
         """A first sign of life."""
