@@ -286,8 +286,10 @@ def test_adapter_that_swallows_its_cancellation_keeps_only_its_own_place(
 async def test_cancelled_router_body_closes_the_router() -> None:
     """A scope around the whole router ends it, with requests under way."""
     provider = ScriptedProvider("a", then=Hang())
-    with anyio.move_on_after(0.03) as scope:
+    with anyio.CancelScope() as scope:
         async with make_router(provider) as router:
+            # Only now: a busy machine may take longer than this to make a router.
+            scope.deadline = anyio.current_time() + 0.2
             await router.complete(CHAT)
     assert scope.cancelled_caught
     assert provider.outcomes == ["cancelled"]

@@ -98,6 +98,9 @@ class Peer:
     @property
     def streamed(self) -> bool:
         """Whether the last request asked for a stream."""
+        if not self.requests:
+            # The gateway has left before its request was whole: nothing will be sent anyway.
+            return False
         return b'"stream":true' in self.requests[-1].replace(b" ", b"")
 
     async def send(self, data: bytes) -> None:
