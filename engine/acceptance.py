@@ -11,7 +11,8 @@ from engine.ledger import Outcome
 from engine.operations import Request
 from engine.priority import Priority
 from engine.reloader import Reloader
-from engine.request_run import RequestRun, RunningEngine
+from engine.request_attempts import RunningEngine
+from engine.request_run import RequestRun
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

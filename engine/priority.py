@@ -17,17 +17,3 @@ class Priority(IntEnum):
     def word(self) -> str:
         """The class as it is written in headers and output: `sheddable_plus`."""
         return self.name.lower()
-
-    @classmethod
-    def from_word(cls, word: str) -> Priority:
-        """The class of that name.
-
-        Raises:
-            ValueError: If there is none; the text names the known ones.
-        """
-        try:
-            return cls[word.strip().upper()]
-        except KeyError:
-            known = ", ".join(priority.word for priority in cls)
-            msg = f"{word[:40]!r} is no priority (known: {known})"
-            raise ValueError(msg) from None

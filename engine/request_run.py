@@ -14,10 +14,8 @@ from engine.failover import Failover
 from engine.hedging import Hedging
 from engine.ledger import AttemptAccount, Outcome
 from engine.operations import Response, Usage
-from engine.request_attempts import RequestAttempts, RunningEngine
+from engine.request_attempts import RequestAttempts
 from engine.streaming import ResponseStream
-
-__all__ = ["RequestRun", "RunningEngine"]
 
 
 class RequestRun(RequestAttempts):

@@ -22,8 +22,8 @@ from engine.provider import BaseProvider
 from engine.provider_lifetime import ProviderPool
 from engine.reloader import Reloader
 from engine.repeat_permits import RepeatPermits
+from engine.request_attempts import RunningEngine
 from engine.request_history import RequestHistory
-from engine.request_run import RunningEngine
 from engine.resilience.deadline import DeadlineWheel
 from engine.resilience.limits import rate_limits
 from engine.resilience.retry_budget import RetryBudget

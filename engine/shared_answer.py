@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -43,7 +44,7 @@ async def wait_for(event: anyio.Event, deadline: float | None, clock: Callable[[
     return event.is_set()
 
 
-class SharedWork:
+class SharedWork(ABC):
     """Work for all who sent the same key: how many wait for it, and how it ended.
 
     Attributes:
@@ -94,14 +95,14 @@ class SharedWork:
         return True
 
     @property
+    @abstractmethod
     def succeeded(self) -> bool:
         """Whether the whole answer is here."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def weight(self) -> int | None:
         """Bytes that it takes to keep the answer, or None if it cannot be kept."""
-        raise NotImplementedError
 
     def keep(self) -> None:
         """Prepare to be held for long."""
